@@ -1,0 +1,53 @@
+// Operator schemas, one set for every cell. Each backend registers its own implementation.
+//
+// Shapes, with G gates and K saved values of the cell (cells.h):
+//   gates_x     [T, N, G*H]: weight_ih x + bias_ih at every step; packed: [sum(batch_sizes), G*H]
+//   weight_hh   [G*H, H], bias_hh [G*H]
+//   h_0, c_0    [N, H]; c_0 for LSTM only
+//   lengths     [N] int64 on gates_x's device: a row past its end keeps its state and gives zeros
+//   batch_sizes [T] int64 on the CPU, falling: the input is packed (rows sorted by length)
+//   reset       [T, N] bool: the state is zeroed before that step is computed
+//   reverse     steps are taken from a row's last to its first; results stay at their own step
+//   save        write c_sequence and saved, as the backward needs them; otherwise both are empty
+//   output, c_sequence [T, N, H] or packed; saved [T, N, K*H] or packed
+//   h_n, c_n    [N, H]; what a cell does not have is a tensor of no elements
+//   grad_gates_h is empty where it equals grad_gates_x; for gru it is its n columns, [T, N, H]
+#include <torch/csrc/stable/library.h>
+
+#include "cells.h"
+
+#define SK_SEQUENCE                                                                              \
+  "(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, " \
+  "Tensor? batch_sizes, Tensor? reset, bool reverse, bool save) -> "                             \
+  "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
+#define SK_SEQUENCE_BACKWARD                                                                     \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "          \
+  "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, "  \
+  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                       \
+  "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
+// One step, pointwise: gates_x, gates_h [N, G*H], state [N, H]. Here grad_gates_h is whole for gru.
+#define SK_CELL                                                                                  \
+  "(Tensor gates_x, Tensor gates_h, Tensor h, Tensor? c, bool save) -> "                         \
+  "(Tensor new_h, Tensor new_c, Tensor saved)"
+#define SK_CELL_BACKWARD                                                                         \
+  "(Tensor? grad_new_h, Tensor? grad_new_c, Tensor h, Tensor? c, Tensor new_h, Tensor new_c, "   \
+  "Tensor saved) -> (Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h, Tensor grad_c)"
+
+STABLE_TORCH_LIBRARY(seqkernels, m) {
+#define SK_DEFINE(Type, name)                                         \
+  m.def(#name "_sequence" SK_SEQUENCE);                               \
+  m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD);             \
+  m.def(#name "_sequence_persistent" SK_SEQUENCE);                    \
+  m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);
+  SK_FOR_EACH_CELL(SK_DEFINE)
+#undef SK_DEFINE
+  // gru_reset_before has a product inside its step, so it has no pointwise op.
+#define SK_DEFINE(name)               \
+  m.def(#name "_cell" SK_CELL);       \
+  m.def(#name "_cell_backward" SK_CELL_BACKWARD);
+  SK_DEFINE(lstm)
+  SK_DEFINE(gru)
+  SK_DEFINE(rnn_tanh)
+  SK_DEFINE(rnn_relu)
+#undef SK_DEFINE
+}
