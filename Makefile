@@ -1,0 +1,47 @@
+# PYTHON=... uses the torch of an environment that exists; by default .venv is made and reused.
+# TORCH=... is what pip installs into .venv.
+TORCH ?= torch==2.13.0
+BOOTSTRAP ?= python3
+SUITE ?= cpu
+export OMP_WAIT_POLICY ?= passive
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY := build
+else
+PY := .venv/bin/python
+READY := .venv/.installed
+endif
+
+.PHONY: demo test build lint bench gpu clean
+
+demo: $(READY)
+	$(PY) -m seqkernels demo
+
+test: $(READY)
+	$(PY) -m pytest -q tests
+
+build: $(if $(PYTHON),,$(READY))
+	$(PY) setup.py -q build_ext --inplace
+
+lint: $(READY)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+bench: $(READY)
+	$(PY) -m bench run $(SUITE)
+
+gpu:
+	$(or $(PYTHON),python3) scripts/gpu.py
+
+.venv/.installed: pyproject.toml setup.py $(shell git ls-files csrc)
+	@echo "Setting up .venv: $(TORCH), the build tools and seqkernels itself"
+	test -x .venv/bin/python || $(BOOTSTRAP) -m venv .venv
+	$(PY) -m pip install -q --upgrade pip "setuptools>=77" wheel
+	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)"
+	$(PY) -m pip install -q ninja "pybind11>=2.12" numpy
+	$(PY) -m pip install -q --no-build-isolation -e ".[test,g2p,lint]"
+	touch $@
+
+clean:
+	rm -rf build .venv seqkernels/_C*.so seqkernels/_build.json

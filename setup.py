@@ -1,0 +1,192 @@
+"""Build of the one extension module, `seqkernels._C`, with g++, nvcc and ninja.
+
+torch's own build helpers refuse to compile CUDA with a CPU build of torch, so the compilers are called
+here. The result uses only torch's stable ABI and works with every torch from 2.10 on, CPU or CUDA.
+
+Environment:
+    SEQKERNELS_CUDA: 1 demands the CUDA kernels, 0 leaves them out; by default they are built where nvcc is.
+    SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80;90a;100a".
+    CUDA_HOME: the CUDA toolkit, by default /usr/local/cuda.
+    CXX: the C++ compiler, by default g++. MAX_JOBS: parallel compilations.
+"""
+
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
+
+TORCH_SOURCES = [  # with the stable-ABI headers of torch
+    "csrc/ops.cpp",
+]
+CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
+    "csrc/module.cpp",
+]
+CUDA_SOURCES = []  # .cu without a torch header, .cpp with the stable ABI
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def flags_for_isa(source):
+    """Compiler flags of a source that is compiled once per instruction set, by the end of its name."""
+    if source.endswith("_avx2.cpp"):
+        return AVX2
+    if source.endswith("_avx512.cpp"):
+        return AVX512
+    return []
+
+
+class MissingTool(Exception):
+    """Something the build needs is not on this machine."""
+
+
+def torch_directory():
+    """Where torch is installed, found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        raise MissingTool("torch is not installed in this environment")
+    return Path(spec.origin).parent
+
+
+def cuda_toolkit():
+    """The CUDA toolkit's folder, or None with the reason there is no CUDA build."""
+    wanted = os.environ.get("SEQKERNELS_CUDA")
+    if wanted == "0":
+        return None, "left out by SEQKERNELS_CUDA=0"
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if not (home / "bin" / "nvcc").exists():
+        if wanted == "1":
+            raise SystemExit(
+                f"SEQKERNELS_CUDA=1, but there is no nvcc in {home}/bin; set CUDA_HOME"
+            )
+        return None, f"nvcc not found in {home}/bin (CUDA_HOME names the toolkit)"
+    return home, None
+
+
+def isa_sources(sources):
+    """The sources this machine's architecture can compile: x86 variants stay out elsewhere."""
+    return [s for s in sources if X86 or not flags_for_isa(s)]
+
+
+def command_line(words):
+    """Words joined for ninja, which passes them to the shell."""
+    return " ".join(str(w).replace("$", "$$").replace(" ", "$ ") for w in words)
+
+
+def write_ninja(path, output, torch_dir, cuda):
+    """Write the build file: one object per source, then one shared library."""
+    import pybind11
+
+    from ninja import ninja_syntax
+
+    cxx = os.environ.get("CXX", "g++")
+    includes = [f"-I{ROOT / 'csrc'}"]
+    host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
+    host += [f"-isystem {sysconfig.get_paths()['include']}"]
+    archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "80;90a;100a").split(";")
+    if cuda:
+        host += ["-DSK_WITH_CUDA", f"-isystem {cuda / 'include'}"]
+        host += [f"'-DSK_CUDA_ARCHS=\"{';'.join(archs)}\"'"]
+    link = ["-shared", f"-L{torch_dir / 'lib'}"]
+    # --no-as-needed: the CUDA stream symbol is weak and resolves only if libtorch is really needed.
+    link += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
+    if cuda:
+        link += [f"-L{cuda / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+    with path.open("w") as file:
+        ninja = ninja_syntax.Writer(file, width=200)
+        ninja.variable("ninja_required_version", "1.5")
+        ninja.variable("cxx", cxx)
+        ninja.rule(
+            "cxx",
+            command=f"$cxx {' '.join([*includes, *host])} $isa -MMD -MF $out.d -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+            description="C++ $in",
+        )
+        if cuda:
+            gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+            nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+            nvcc += ["--threads=2", *gencode]
+            ninja.rule(
+                "nvcc",
+                command=f"{cuda / 'bin' / 'nvcc'} {' '.join([*includes, *nvcc])} -MMD -MF $out.d "
+                "-c $in -o $out > $out.log 2>&1 || (cat $out.log; false)",
+                depfile="$out.d",
+                deps="gcc",
+                description="CUDA $in",
+            )
+        ninja.rule("link", command=f"$cxx $in {' '.join(link)} -o $out", description="link $out")
+        sources = isa_sources(TORCH_SOURCES + CPU_SOURCES) + (CUDA_SOURCES if cuda else [])
+        objects = []
+        for source in sources:
+            isa = command_line(flags_for_isa(source))
+            rule = "nvcc" if source.endswith(".cu") else "cxx"
+            obj = f"{source.replace('/', '.')}.o"
+            objects += ninja.build(obj, rule, str(ROOT / source), variables={"isa": isa})
+        ninja.build(str(output), "link", objects)
+        ninja.default(str(output))
+
+
+class Build(build_ext):
+    """Compile with ninja, incrementally; without a compiler install the pure-Python package."""
+
+    def build_extension(self, ext):
+        report = {"compiled": False, "cuda": False, "reason": None, "cuda_reason": None}
+        try:
+            self.compile(ext, report)
+            report["compiled"] = True
+        except MissingTool as missing:
+            report["reason"] = report["cuda_reason"] = str(missing)
+            print(f"seqkernels: no compiled kernels: {missing}", file=sys.stderr)
+        package = ROOT if self.inplace else Path(self.build_lib).resolve()
+        target = package / "seqkernels" / "_build.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(report, indent=2) + "\n")
+
+    def compile(self, ext, report):
+        """Run ninja; raises MissingTool where the machine lacks a tool."""
+        torch_dir = torch_directory()
+        cxx = os.environ.get("CXX", "g++").split()[0]
+        if shutil.which(cxx) is None:
+            raise MissingTool(f"the C++ compiler {cxx} was not found (CXX names another)")
+        cuda, report["cuda_reason"] = cuda_toolkit()
+        report["cuda"] = cuda is not None
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # One folder per interpreter and torch: objects of one never enter the library of another.
+        tag = f"{sysconfig.get_config_var('SOABI')}-{'cuda' if cuda else 'cpu'}"
+        folder = ROOT / "build" / tag
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = os.environ.get("MAX_JOBS")
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
+            write_ninja(folder / "build.ninja", output, torch_dir, cuda)
+            subprocess.run(
+                [sys.executable, "-m", "ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])],
+                check=True,
+            )
+
+
+setup(
+    ext_modules=[
+        # optional: without a compiler the pure-Python package is installed, and `info` says why.
+        Extension("seqkernels._C", TORCH_SOURCES + CPU_SOURCES + CUDA_SOURCES, optional=True)
+    ],
+    cmdclass={"build_ext": Build},
+)
