@@ -1,10 +1,12 @@
 """Build of the one extension module, `seqkernels._C`, with g++, nvcc and ninja.
 
-torch's own build helpers refuse to compile CUDA with a CPU build of torch, so the compilers are called
-here. The result uses only torch's stable ABI and works with every torch from 2.10 on, CPU or CUDA.
+torch's own build helpers refuse to compile CUDA with a CPU build of torch, so the compilers are
+called here. The result uses only torch's stable ABI and works with every torch from 2.10 on, CPU or
+CUDA.
 
 Environment:
-    SEQKERNELS_CUDA: 1 demands the CUDA kernels, 0 leaves them out; by default they are built where nvcc is.
+    SEQKERNELS_CUDA: 1 demands the CUDA kernels, 0 leaves them out; by default they are built where
+        nvcc is.
     SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80;90a;100a".
     CUDA_HOME: the CUDA toolkit, by default /usr/local/cuda.
     CXX: the C++ compiler, by default g++. MAX_JOBS: parallel compilations.
@@ -41,7 +43,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 def flags_for_isa(source):
-    """Compiler flags of a source that is compiled once per instruction set, by the end of its name."""
+    """Compiler flags of a source made for one instruction set, told by the end of its name."""
     if source.endswith("_avx2.cpp"):
         return AVX2
     if source.endswith("_avx512.cpp"):
@@ -89,7 +91,6 @@ def command_line(words):
 def write_ninja(path, output, torch_dir, cuda):
     """Write the build file: one object per source, then one shared library."""
     import pybind11
-
     from ninja import ninja_syntax
 
     cxx = os.environ.get("CXX", "g++")
@@ -146,18 +147,25 @@ def write_ninja(path, output, torch_dir, cuda):
 class Build(build_ext):
     """Compile with ninja, incrementally; without a compiler install the pure-Python package."""
 
+    report = None
+
+    def run(self):
+        super().run()
+        if self.report is None:
+            return
+        package = ROOT if self.inplace else Path(self.build_lib).resolve()
+        target = package / "seqkernels" / "_build.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(self.report, indent=2) + "\n")
+
     def build_extension(self, ext):
-        report = {"compiled": False, "cuda": False, "reason": None, "cuda_reason": None}
+        self.report = report = {"compiled": False, "cuda": False, "reason": None}
         try:
             self.compile(ext, report)
             report["compiled"] = True
         except MissingTool as missing:
             report["reason"] = report["cuda_reason"] = str(missing)
             print(f"seqkernels: no compiled kernels: {missing}", file=sys.stderr)
-        package = ROOT if self.inplace else Path(self.build_lib).resolve()
-        target = package / "seqkernels" / "_build.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report, indent=2) + "\n")
 
     def compile(self, ext, report):
         """Run ninja; raises MissingTool where the machine lacks a tool."""

@@ -1,7 +1,7 @@
 """Load the compiled module once and remember why it is not there.
 
-Importing `_C` registers the schemas and kernels of `torch.ops.seqkernels`. Without it the package works
-on the reference recurrences; `python -m seqkernels info` prints the reason kept here.
+Importing `_C` registers the schemas and kernels of `torch.ops.seqkernels`. Without it the package
+works on the reference recurrences; `python -m seqkernels info` prints the reason kept here.
 """
 
 import json

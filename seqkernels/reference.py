@@ -1,7 +1,7 @@
 """Plain, differentiable PyTorch recurrences: the specification of every kernel and its oracle.
 
-Written to be read and to be differentiated to any order in any mode (reverse, forward, vmap), not to
-be fast. Every backend is tested against this file in float64. Imports nothing but torch and the cells.
+Written to be read and to be differentiated to any order in any mode (reverse, forward, vmap), not
+to be fast. Every backend is tested against this file in float64. Imports torch and the cells alone.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch loads OpenMP: threads that spin between parallel regions cost tenfold on a busy machine.
+# Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(
     0, str(Path(__file__).parent)

@@ -1,0 +1,8 @@
+"""Fused LSTM, GRU and RNN kernels for PyTorch, as drop-in layers."""
+
+from . import dispatch, functional
+from .dispatch import backends, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = ["backends", "dispatch", "functional", "use_backend"]

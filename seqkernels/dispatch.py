@@ -1,0 +1,251 @@
+"""The only place that chooses a backend.
+
+A backend is a name, the device it runs on, the suffix of its ops and a predicate that says why it
+cannot run a call. The first that can is taken. A backend that the user names and that cannot run
+raises with its reason: nothing falls back silently.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import _extension
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a backend needs to know of a call to decide whether it can run it.
+
+    Attributes:
+        cell: a key of `CELLS`.
+        device: where the input lies.
+        dtype: of the input, after autocast.
+        steps, batch, hidden_size: T, N, H.
+        input_size: I.
+        training: gradients will be asked for.
+        lengths, packed, reset: whether the call has them.
+        transformed: a tensor is under vmap, torch.func or forward-mode differentiation.
+        c_sequence: the cell state of every step is asked for.
+        reverse: the sequence is run from its end.
+        bias: the layer has biases.
+    """
+
+    cell: str
+    device: torch.device
+    dtype: torch.dtype
+    steps: int
+    batch: int
+    hidden_size: int
+    input_size: int
+    training: bool = False
+    lengths: bool = False
+    packed: bool = False
+    reset: bool = False
+    transformed: bool = False
+    c_sequence: bool = False
+    reverse: bool = False
+    bias: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A schedule that can run one direction of one layer.
+
+    Attributes:
+        name: what users call it.
+        devices: device types it runs on; empty stands for all.
+        suffix: end of its op names; None where it has no sequence op.
+        can_run: the reason it cannot run a call, or None.
+        summary: one line for `backends()`.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    suffix: str | None
+    can_run: Callable[[Call], str | None]
+    summary: str
+
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _compiled(call: Call) -> str | None:
+    """What every compiled backend asks for."""
+    if call.transformed:
+        return "vmap, torch.func and forward-mode derivatives run on the reference recurrence"
+    if call.dtype not in _DTYPES:
+        return f"there is no kernel for {call.dtype}"
+    return None
+
+
+def _native(call: Call) -> str | None:
+    if _extension.C is None:
+        return f"the compiled module is missing: {_extension.REASON}"
+    return _compiled(call)
+
+
+def _onednn(call: Call) -> str | None:
+    if call.cell != "lstm":
+        return "oneDNN is used for LSTM alone"
+    if call.training:
+        return "it serves inference; training needs saved gates"
+    if call.lengths or call.packed or call.reset or call.c_sequence:
+        return "oneDNN has no lengths, packed input, resets or cell-state sequence"
+    if call.dtype not in (torch.float32, torch.bfloat16):
+        return f"oneDNN's LSTM is used for float32 and bfloat16, not {call.dtype}"
+    if call.batch == 0:
+        return "the batch is empty"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    if call.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "this processor has no bfloat16 support that oneDNN uses"
+    return _compiled(call)
+
+
+def _onednn_preferred(call: Call) -> bool:
+    """Whether oneDNN is known to beat the native kernels: see bench/results."""
+    return call.batch > 16
+
+
+def _persistent(call: Call) -> str | None:
+    if _extension.C is None:
+        return f"the compiled module is missing: {_extension.REASON}"
+    if not _extension.C.with_cuda:
+        return "the extension was compiled without CUDA"
+    reason = _compiled(call)
+    if reason is None and hasattr(_extension.C, "persistent_refusal"):
+        reason = _extension.C.persistent_refusal(call)
+    return reason
+
+
+def _stepwise(call: Call) -> str | None:
+    if _extension.C is None:
+        return f"the compiled module is missing: {_extension.REASON}"
+    if not _extension.C.with_cuda:
+        return "the extension was compiled without CUDA"
+    return _compiled(call)
+
+
+def _triton(call: Call) -> str | None:
+    try:
+        from . import triton
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return _compiled(call) or triton.can_run(call)
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("native", ("cpu",), "", _native, "C++ kernels, a whole sequence in one call"),
+    Backend(
+        "onednn", ("cpu",), None, _onednn, "torch's oneDNN LSTM, for inference of wide batches"
+    ),
+    Backend(
+        "persistent",
+        ("cuda",),
+        "_persistent",
+        _persistent,
+        "CUDA kernels that keep the weights on chip",
+    ),
+    Backend("triton", ("cuda",), "_triton", _triton, "Triton kernels, no compiler needed"),
+    Backend("stepwise", ("cuda",), "", _stepwise, "a product and a cell kernel per step"),
+    Backend(
+        "reference", (), None, lambda call: None, "plain PyTorch, differentiable in every mode"
+    ),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+_selected: str | None = None
+
+
+def backends() -> dict[str, str]:
+    """Every backend and what it is, in the order in which they are tried."""
+    return {backend.name: backend.summary for backend in BACKENDS}
+
+
+def named(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+class use_backend:  # noqa: N801
+    """Name the backend of every following call, or of a `with` block.
+
+    Args:
+        name: a key of `backends()`, or None to let the dispatcher choose again.
+
+    Raises:
+        ValueError: there is no backend of that name.
+
+    Calls that the named backend cannot run raise RuntimeError with the reason.
+    """
+
+    def __init__(self, name: str | None):
+        global _selected
+        if name is not None:
+            named(name)
+        self._previous, _selected = _selected, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        global _selected
+        _selected = self._previous
+
+
+def refusal(backend: Backend, call: Call) -> str | None:
+    """Why `backend` cannot run `call`, or None if it can."""
+    if backend.devices and call.device.type not in backend.devices:
+        return f"it runs on {' and '.join(backend.devices)}, the input is on {call.device.type}"
+    return backend.can_run(call)
+
+
+def choose(call: Call, name: str | None = None) -> Backend:
+    """The backend that runs `call`: the named one, or the first that can.
+
+    Raises:
+        ValueError: `name` is not a backend.
+        RuntimeError: the named backend cannot run this call; the message says why.
+    """
+    name = name or _selected
+    if name is not None:
+        backend = named(name)
+        reason = refusal(backend, call)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
+        return backend
+    for backend in _order(call):
+        if refusal(backend, call) is None:
+            return backend
+    raise AssertionError("the reference backend refuses nothing")
+
+
+def _order(call: Call) -> Iterator[Backend]:
+    if call.device.type == "cpu" and _onednn_preferred(call):
+        yield _BY_NAME["onednn"]
+    for backend in BACKENDS:
+        # oneDNN is tried only where it is known to win.
+        if backend.name != "onednn":
+            yield backend
+
+
+def explain_call(call: Call, name: str | None = None) -> str:
+    """What would run `call`, and why not what stands before it."""
+    lines = []
+    name = name or _selected
+    order = [named(name)] if name is not None else list(_order(call))
+    for backend in order:
+        reason = refusal(backend, call)
+        if reason is None:
+            lines.append(f"{backend.name}: {backend.summary}")
+            break
+        if not backend.devices or call.device.type in backend.devices:
+            lines.append(f"not {backend.name}: {reason}")
+    return "; ".join(reversed(lines))

@@ -1,0 +1,246 @@
+"""One layer in one direction, and one cell step, on checked arguments.
+
+The layers in `seqkernels.nn` are loops over these two functions. Shapes are checked by the caller
+that faces the user; the ops check them again.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import dispatch, ops, reference
+from .cells import CELLS, CellSpec
+from .ops.sequence import reference_sequence
+from .ops.weights import fold_bias
+
+_State = tuple[Tensor, ...]
+
+
+def _transformed(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a tensor is under a functorch transform or carries a forward-mode tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
+    return any(
+        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None
+        for t in tensors
+    )
+
+
+def _autocast(device_type: str, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Cast to autocast's dtype where autocast is on, as torch.nn's recurrent layers do."""
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(dtype)
+        if t is not None and t.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        else t
+        for t in tensors
+    )
+
+
+def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def sequence(
+    cell: str,
+    x: Tensor,
+    state: _State,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    return_c_sequence: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, _State, Tensor | None]:
+    """Run one layer in one direction over a whole sequence.
+
+    Args:
+        cell: a key of `seqkernels.cells.CELLS`.
+        x: input at every step, [T, N, I]; packed, [sum(batch_sizes), I].
+        state: initial (h,) or (h, c), each [N, H].
+        weight_ih: input weights, gates in torch's order, [G*H, I].
+        weight_hh: recurrent weights, [G*H, H].
+        bias_ih: bias added to the input product, [G*H].
+        bias_hh: bias added to the recurrent product, [G*H].
+        lengths: steps of each row, int64 on x's device, unsorted, [N]. Past its end a row keeps its
+            state and its output is zero.
+        batch_sizes: rows alive at every step, as PackedSequence has them, int64 on the CPU, [T].
+        reset: where true, the state is zeroed before that step, [T, N].
+        reverse: run from each row's last step to its first.
+        return_c_sequence: also return c after every step.
+        backend: a name from `dispatch.backends()`; by default the first that can run.
+
+    Returns:
+        The hidden state after every step, [T, N, H] or packed; the final state, each [N, H]; and c
+        after every step in the same layout, or None.
+
+    Raises:
+        RuntimeError: the named backend cannot run this call, or shapes do not fit; the message says
+            which.
+    """
+    spec = CELLS[cell]
+    # fmt: off
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
+        x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
+    )
+    # fmt: on
+    training = _needs_grad(tensors)
+    call = dispatch.Call(
+        cell=cell,
+        device=x.device,
+        dtype=x.dtype,
+        steps=x.shape[0] if batch_sizes is None else batch_sizes.shape[0],
+        batch=state[0].shape[0],
+        hidden_size=weight_hh.shape[1],
+        input_size=x.shape[-1],
+        training=training,
+        lengths=lengths is not None,
+        packed=batch_sizes is not None,
+        reset=reset is not None,
+        transformed=_transformed(tensors),
+        c_sequence=return_c_sequence,
+        reverse=reverse,
+        bias=bias_ih is not None,
+    )
+    chosen = dispatch.choose(call, backend)
+    if chosen.name == "onednn":
+        return _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse)
+    if chosen.suffix is None:
+        gates_x = F.linear(x, weight_ih, bias_ih)
+        return reference_sequence(
+            spec, gates_x, weight_hh, bias_hh, state, lengths, batch_sizes, reset, reverse
+        )
+    h_0, c_0 = state if spec.states == 2 else (state[0], None)
+    save = training or return_c_sequence
+    if training:
+        results = ops.get(f"{cell}_layer")(
+            x,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            h_0,
+            c_0,
+            lengths,
+            batch_sizes,
+            reset,
+            reverse,
+            save,
+            chosen.suffix,
+        )
+    else:
+        bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
+        results = ops.get(f"{cell}_sequence{chosen.suffix}")(
+            F.linear(x, weight_ih, bias_x),
+            weight_hh,
+            bias_h,
+            h_0,
+            c_0,
+            lengths,
+            batch_sizes,
+            reset,
+            reverse,
+            save,
+        )
+    output, h_n, c_n, c_sequence, _ = results
+    if spec.states == 1:
+        return output, (h_n,), None
+    return output, (h_n, c_n), c_sequence if return_c_sequence else None
+
+
+def _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse):
+    """Torch's own oneDNN LSTM layer: (output, (h_n, c_n), None)."""
+    bias = bias_ih is not None
+    zeros = None if bias else weight_ih.new_zeros(weight_ih.shape[0])
+    output, h_n, c_n, _ = torch.ops.aten.mkldnn_rnn_layer.default(
+        x.contiguous(),
+        weight_ih,
+        weight_hh,
+        bias_ih if bias else zeros,
+        bias_hh if bias else zeros,
+        state[0].contiguous(),
+        state[1].contiguous(),
+        reverse,
+        [],
+        _MODE_LSTM,
+        weight_hh.shape[1],
+        1,
+        bias,
+        False,
+        False,
+        False,
+    )
+    return output, (h_n, c_n), None
+
+
+_MODE_LSTM = 2  # at::native's RNN_MODE
+
+
+def cell(
+    cell: str,
+    x: Tensor,
+    state: _State,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> _State:
+    """Run one step of a cell.
+
+    Args:
+        cell: a key of `seqkernels.cells.CELLS`.
+        x: input, [N, I].
+        state: (h,) or (h, c), each [N, H].
+        weight_ih: input weights, [G*H, I].
+        weight_hh: recurrent weights, [G*H, H].
+        bias_ih: bias added to the input product, [G*H].
+        bias_hh: bias added to the recurrent product, [G*H].
+        backend: a name from `dispatch.backends()`; by default the first that can run.
+
+    Returns:
+        The new state, each [N, H].
+
+    Raises:
+        RuntimeError: the named backend cannot run this call; the message says why.
+    """
+    spec: CellSpec = CELLS[cell]
+    # fmt: off
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
+        x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
+    )
+    # fmt: on
+    training = _needs_grad(tensors)
+    call = dispatch.Call(
+        cell=cell,
+        device=x.device,
+        dtype=x.dtype,
+        steps=1,
+        batch=x.shape[0],
+        hidden_size=weight_hh.shape[1],
+        input_size=x.shape[-1],
+        training=training,
+        transformed=_transformed(tensors),
+        bias=bias_ih is not None,
+    )
+    chosen = dispatch.choose(call, backend)
+    gates_x = F.linear(x, weight_ih, bias_ih)
+    if chosen.suffix is None or not spec.pointwise:
+        return reference.step(cell, gates_x, weight_hh, bias_hh, tuple(state))
+    h, c = state if spec.states == 2 else (state[0], None)
+    gates_h = F.linear(h, weight_hh, bias_hh)
+    suffix = "_triton" if chosen.name == "triton" else ""
+    new_h, new_c, _ = ops.get(f"{cell}_cell{suffix}")(gates_x, gates_h, h, c, training)
+    return (new_h,) if spec.states == 1 else (new_h, new_c)

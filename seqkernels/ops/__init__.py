@@ -1,0 +1,32 @@
+"""Fake tensors and autograd for every op of `torch.ops.seqkernels`.
+
+Three families, for every cell:
+
+* `<cell>_cell`: one pointwise step (cell.py).
+* `<cell>_sequence`, `_sequence_persistent`, `_sequence_triton`: the recurrence of one layer in one
+  direction (sequence.py). csrc/ops.cpp describes schemas and shapes.
+* `<cell>_layer`: input projection and recurrence together (layer.py). It exists for its backward:
+  the large products for the input and the weights stand there once for every backend, and the
+  projected input need not be kept.
+
+First derivatives use the backend's backward op. Where a derivative of the derivative is asked for
+(`create_graph=True`) the gradients are taken through the reference recurrence instead, which is
+differentiable to any order.
+"""
+
+from .. import _extension
+from ..cells import CELLS
+from .cell import register_cell
+from .layer import register_layer
+from .registry import defined, get
+from .sequence import register_sequence
+
+__all__ = ["defined", "get", "register_cell", "register_sequence"]
+
+for _spec in CELLS.values():
+    if _extension.C is not None:
+        register_sequence(_spec, "")
+        register_sequence(_spec, "_persistent")
+        if _spec.pointwise:
+            register_cell(_spec, "")
+    register_layer(_spec)

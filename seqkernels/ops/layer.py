@@ -1,0 +1,98 @@
+"""The layer ops: input projection and recurrence of one layer in one direction, with gradients.
+
+`<cell>_layer(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
+reverse, save, suffix)` runs `<cell>_sequence<suffix>` on weight_ih x + bias; x is [T, N, I], or
+packed, [sum(batch_sizes), I]. The projected input, the largest tensor of a layer, is not kept for
+the backward: first derivatives do not need it, and second derivatives project again.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from ..cells import CellSpec
+from .registry import LIBRARY, NAMESPACE, differentiable_grads, get
+from .sequence import fake_sequence, reference_sequence, run_backward, save_flags
+from .weights import bias_grads, fold_bias, weight_hh_grad
+
+_SCHEMA = (
+    "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h_0, "
+    "Tensor? c_0, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse, bool save, "
+    "str suffix) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
+)
+
+
+def register_layer(spec: CellSpec) -> None:
+    """Define `<cell>_layer` with its kernel, fake and autograd."""
+    name = f"{spec.name}_layer"
+
+    # fmt: off
+    def forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
+                reverse, save, suffix):
+        # fmt: on
+        bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
+        gates_x = F.linear(x, weight_ih, bias_x)
+        return get(f"{spec.name}_sequence{suffix}")(
+            gates_x, weight_hh, bias_h, h_0, c_0, lengths, batch_sizes, reset, reverse, save
+        )
+
+    # fmt: off
+    def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
+             reverse, save, suffix):
+        # fmt: on
+        return fake_sequence(spec, x.shape[:-1], h_0, save)
+
+    def setup(ctx, inputs, output):
+        *tensors, reverse, save, suffix = inputs
+        save_flags(ctx, name, spec, save, output)
+        result, _, _, c_sequence, saved = output
+        ctx.save_for_backward(*tensors, result, c_sequence, saved)
+        ctx.reverse, ctx.suffix = reverse, suffix
+
+    def backward(ctx, *grads):
+        (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, *rest) = ctx.saved_tensors
+        lengths, batch_sizes, reset, *results = rest
+        layout = (lengths, batch_sizes, reset, ctx.reverse)
+        if torch.is_grad_enabled():
+            inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)
+            return (*_second_order(spec, inputs, layout, grads), *[None] * 6)
+        grad_gates, grad_h, grad_h_0, grad_c_0 = run_backward(
+            f"{spec.name}_sequence{ctx.suffix}", spec, grads, weight_hh, h_0, c_0, results, layout
+        )
+        need = ctx.needs_input_grad
+        output, _, saved = results
+        rows = grad_gates.flatten(0, -2)
+        grad_bias_ih = grad_bias_hh = None
+        if need[3] or need[4]:
+            grad_bias_ih, grad_bias_hh = bias_grads(spec, grad_gates, grad_h)
+        return (
+            (rows @ weight_ih).view(x.shape) if need[0] else None,
+            rows.t() @ x.flatten(0, -2) if need[1] else None,
+            weight_hh_grad(spec, grad_gates, grad_h, saved, h_0, output, *layout)
+            if need[2]
+            else None,
+            grad_bias_ih if need[3] else None,
+            grad_bias_hh if need[4] else None,
+            grad_h_0 if need[5] else None,
+            grad_c_0 if need[6] else None,
+            *[None] * 6,
+        )
+
+    LIBRARY.define(name + _SCHEMA)
+    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=LIBRARY
+    )
+
+
+def _second_order(spec, inputs, layout, grads):
+    """Differentiable gradients of (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)."""
+    x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
+    gates_x = F.linear(x, weight_ih, bias_ih)
+    state = (h_0,) if c_0 is None else (h_0, c_0)
+    output, final, c_sequence = reference_sequence(
+        spec, gates_x, weight_hh, bias_hh, state, *layout
+    )
+    if spec.states == 1:
+        return differentiable_grads((output, final[0]), grads[:2], inputs)
+    return differentiable_grads((output, *final, c_sequence), grads[:4], inputs)

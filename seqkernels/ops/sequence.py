@@ -1,0 +1,178 @@
+"""Fakes and autograd of the sequence ops: the recurrence of one layer in one direction."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import reference
+from ..cells import CellSpec
+from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get, register_no_derivative
+from .weights import bias_grads, weight_hh_grad
+
+
+def _pad(packed: Tensor, batch_sizes: Tensor) -> Tensor:
+    """[sum(batch_sizes), X] to [T, N, X], zeros past each row's end."""
+    sizes = batch_sizes.tolist()
+    return torch.stack([F.pad(s, (0, 0, 0, sizes[0] - s.shape[0])) for s in packed.split(sizes)])
+
+
+def _unpad(padded: Tensor, batch_sizes: Tensor) -> Tensor:
+    """[T, N, X] to [sum(batch_sizes), X]."""
+    return torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])
+
+
+def lengths_of(batch_sizes: Tensor) -> Tensor:
+    """The length of every row, [N], from a packed sequence's batch sizes, [T]."""
+    rows = torch.arange(int(batch_sizes[0]))
+    return (batch_sizes.unsqueeze(-1) > rows).sum(0)
+
+
+def reference_sequence(
+    spec: CellSpec,
+    gates_x: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, reference.State, Tensor | None]:
+    """`reference.sequence` that also takes packed input: (output, state, c_sequence or None)."""
+    if batch_sizes is not None:
+        gates_x = _pad(gates_x, batch_sizes)
+        lengths = lengths_of(batch_sizes).to(gates_x.device)
+    output, state, c_sequence = reference.sequence(
+        spec.name,
+        gates_x,
+        weight_hh,
+        bias_hh,
+        state,
+        lengths=lengths,
+        reset=reset,
+        reverse=reverse,
+    )
+    if batch_sizes is not None:
+        output = _unpad(output, batch_sizes)
+        c_sequence = None if c_sequence is None else _unpad(c_sequence, batch_sizes)
+    return output, state, c_sequence
+
+
+def fake_sequence(spec: CellSpec, rows: Sequence[int], h_0: Tensor, save: bool):
+    """Empty results of a sequence op over `rows` (T, N or the packed total) steps."""
+    hidden_size = h_0.shape[1]
+    two = spec.states == 2
+    return (
+        h_0.new_empty(*rows, hidden_size),
+        torch.empty_like(h_0, memory_format=torch.contiguous_format),
+        torch.empty_like(h_0, memory_format=torch.contiguous_format) if two else absent(h_0),
+        h_0.new_empty(*rows, hidden_size) if two and save else absent(h_0),
+        h_0.new_empty(*rows, spec.saved * hidden_size) if save and spec.saved else absent(h_0),
+    )
+
+
+def save_flags(ctx, op_name: str, spec: CellSpec, save: bool, output) -> None:
+    """What the autograd set-up of sequence and layer ops has in common."""
+    if not save:
+        raise RuntimeError(f"{op_name}: gradients are required; call it with save=True")
+    result, h_n, c_n, c_sequence, saved = output
+    absent_results = (c_n, c_sequence, saved) if spec.states == 1 else (saved,)
+    ctx.mark_non_differentiable(*absent_results)
+    ctx.set_materialize_grads(False)
+
+
+def register_sequence(spec: CellSpec, suffix: str) -> None:
+    """Register fakes and autograd of `<cell>_sequence<suffix>` and its backward."""
+    name = f"{spec.name}_sequence{suffix}"
+
+    def fake(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, reverse, save):
+        return fake_sequence(spec, gates_x.shape[:-1], h_0, save)
+
+    # fmt: off
+    def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0, output,
+                      c_sequence, saved, lengths, batch_sizes, reset, reverse):
+        # fmt: on
+        rows, hidden_size = output.shape[:-1], output.shape[-1]
+        separate = spec.separate_hidden * hidden_size
+        return (
+            output.new_empty(*rows, spec.gates * hidden_size),
+            output.new_empty(*rows, separate) if spec.separate_hidden else absent(output),
+            output.new_empty(h_0.shape),
+            output.new_empty(h_0.shape) if spec.states == 2 else absent(output),
+        )
+
+    def setup(ctx, inputs, output):
+        *tensors, reverse, save = inputs
+        save_flags(ctx, name, spec, save, output)
+        result, _, _, c_sequence, saved = output
+        ctx.save_for_backward(*tensors, result, c_sequence, saved)
+        ctx.reverse = reverse
+
+    def backward(ctx, *grads):
+        (gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, *results) = (
+            ctx.saved_tensors
+        )
+        layout = (lengths, batch_sizes, reset, ctx.reverse)
+        if torch.is_grad_enabled():
+            state = (h_0,) if c_0 is None else (h_0, c_0)
+            found = _second_order(spec, gates_x, weight_hh, bias_hh, state, layout, grads)
+            return (*found, None, None, None, None, None)
+        grad_x, grad_h, grad_h_0, grad_c_0 = run_backward(
+            name, spec, grads, weight_hh, h_0, c_0, results, layout
+        )
+        need = ctx.needs_input_grad
+        output, _, saved = results
+        return (
+            grad_x,
+            weight_hh_grad(spec, grad_x, grad_h, saved, h_0, output, *layout) if need[1] else None,
+            bias_grads(spec, grad_x, grad_h)[1] if need[2] else None,
+            grad_h_0 if need[3] else None,
+            grad_c_0 if need[4] else None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}_backward", fake_backward, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=LIBRARY
+    )
+    register_no_derivative(f"{name}_backward")
+
+
+def run_backward(name: str, spec: CellSpec, grads, weight_hh, h_0, c_0, results, layout):
+    """Call a sequence op's backward: (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)."""
+    grad_output, grad_h_n, grad_c_n, grad_c_sequence, _ = grads
+    if spec.states == 1:
+        grad_c_n = grad_c_sequence = None
+    return get(f"{name}_backward")(
+        grad_output,
+        grad_h_n,
+        grad_c_n,
+        grad_c_sequence,
+        weight_hh,
+        h_0,
+        c_0,
+        *results,
+        *layout,
+    )
+
+
+def _second_order(spec, gates_x, weight_hh, bias_hh, state, layout, grads):
+    """Differentiable gradients of (gates_x, weight_hh, bias_hh, h_0, c_0)."""
+    output, final, c_sequence = reference_sequence(
+        spec, gates_x, weight_hh, bias_hh, state, *layout
+    )
+    c_n = final[1] if spec.states == 2 else None
+    if c_n is None:
+        grads = (*grads[:2], None, None)
+    return differentiable_grads(
+        (output, final[0], c_n, c_sequence),
+        grads[:4],
+        (gates_x, weight_hh, bias_hh, state[0], state[1] if len(state) == 2 else None),
+    )
