@@ -3,6 +3,7 @@
 TORCH ?= torch==2.13.0
 BOOTSTRAP ?= python3
 SUITE ?= cpu
+MINUTES ?= 5
 export OMP_WAIT_POLICY ?= passive
 
 ifdef PYTHON
@@ -16,7 +17,7 @@ endif
 .PHONY: demo test build lint bench gpu clean
 
 demo: $(READY)
-	$(PY) -m seqkernels demo
+	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
 
 test: $(READY)
 	$(PY) -m pytest -q tests

@@ -6,6 +6,7 @@ raises with its reason: nothing falls back silently.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -156,6 +157,7 @@ BACKENDS: tuple[Backend, ...] = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 _selected: str | None = None
+_record: list[tuple[Call, str | None]] | None = None
 
 
 def backends() -> dict[str, str]:
@@ -215,6 +217,8 @@ def choose(call: Call, name: str | None = None) -> Backend:
         RuntimeError: the named backend cannot run this call; the message says why.
     """
     name = name or _selected
+    if _record is not None:
+        _record.append((call, name))
     if name is not None:
         backend = named(name)
         reason = refusal(backend, call)
@@ -234,6 +238,17 @@ def _order(call: Call) -> Iterator[Backend]:
         # oneDNN is tried only where it is known to win.
         if backend.name != "onednn":
             yield backend
+
+
+@contextmanager
+def recording() -> Iterator[list[tuple[Call, str | None]]]:
+    """Collect every call that `choose` is asked about inside the block, with the name asked for."""
+    global _record
+    previous, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = previous
 
 
 def explain_call(call: Call, name: str | None = None) -> str:

@@ -1,0 +1,49 @@
+"""What would run a module's recurrent layers, and why: nothing is computed to find out."""
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from . import dispatch
+
+
+def _describe(call: dispatch.Call) -> str:
+    options = [
+        name
+        for name in ("training", "reverse", "packed", "lengths", "reset", "c_sequence")
+        if getattr(call, name)
+    ]
+    dtype = str(call.dtype).removeprefix("torch.")
+    sizes = f"T={call.steps} N={call.batch} I={call.input_size} H={call.hidden_size}"
+    return " ".join([call.cell, sizes, dtype, call.device.type, *options])
+
+
+def explain(module: nn.Module, *inputs, **keywords) -> str:
+    """Say which backend would run each recurrent call of `module(*inputs, **keywords)`.
+
+    The module is run on fake tensors: shapes and devices are followed, no kernel starts. Grad mode
+    is the caller's: call it under `torch.no_grad()` to ask about inference.
+
+    Args:
+        module: a layer of `seqkernels`, or a model that contains some.
+        inputs: the positional arguments of its forward, tensors of the real shapes.
+        keywords: its keyword arguments.
+
+    Returns:
+        For every call of a layer in one direction its cell, sizes, dtype, device and options; the
+        backend; and why each backend tried before it cannot run the call.
+
+    Raises:
+        RuntimeError: a backend that the user has named cannot run a call.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, dispatch.recording() as calls:
+        fake_inputs, fake_keywords = tree_map_only(
+            torch.Tensor, mode.from_tensor, (inputs, keywords)
+        )
+        module(*fake_inputs, **fake_keywords)
+    if not calls:
+        return "no recurrent layer of seqkernels was called"
+    return "\n".join(
+        f"{_describe(call)}\n  {dispatch.explain_call(call, name)}" for call, name in calls
+    )
