@@ -27,7 +27,8 @@ build: $(if $(PYTHON),,$(READY))
 
 lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+	$(PY) -c "from clang_format import clang_format; clang_format()" --dry-run --Werror \
+		$$(git ls-files '*.h' '*.cpp' '*.cu')
 
 bench: $(READY)
 	$(PY) -m bench run $(SUITE)

@@ -1,9 +1,10 @@
 // The pointwise mathematics of every cell, written once for host, vector and device code.
 //
 // A cell maps pre-activations and the previous state of ONE hidden unit to its new state. It knows
-// nothing of batches, time, tensors, threads or storage types. `T` is float or double, or a class of
-// several lanes that has the usual operators, a constructor that broadcasts a scalar, and overloads of
-// `exp_`, `tanh_` and `relu_` in its own namespace (found by argument-dependent lookup).
+// nothing of batches, time, tensors, threads or storage types. `T` is float or double, or a class
+// of several lanes that has the usual operators, a constructor that broadcasts a scalar, and
+// overloads of `exp_`, `tanh_` and `relu_` in its own namespace (found by argument-dependent
+// lookup).
 //
 // Gates stand in torch's order. Each cell is tested against seqkernels/reference.py in float64.
 #pragma once
@@ -53,10 +54,12 @@ SK_INLINE T tanh_grad(T y) {
 //   forward(gates_x[G], gates_h[G], h, c, &new_h, &new_c, saved[K])
 //   backward(saved[K], h, c, new_h, new_c, grad_h, grad_c,
 //            grad_gates_x[G], &grad_gates_hn, &grad_prev_h, &grad_prev_c)
-// where gates_h = weight_hh h + bias_hh, (h, c) is the previous state, grad_h and grad_c are the whole
-// gradients of the new state, and grad_prev_h leaves out what flows through the recurrent matmul.
+// where gates_h = weight_hh h + bias_hh, (h, c) is the previous state, grad_h and grad_c are the
+// whole gradients of the new state, and grad_prev_h leaves out what flows through the recurrent
+// matmul.
 
-// Gates i, f, g, o; state (h, c): Hochreiter and Schmidhuber 1997 with forget gate, as torch.nn.LSTM.
+// Gates i, f, g, o; state (h, c): Hochreiter and Schmidhuber 1997 with forget gate, as
+// torch.nn.LSTM.
 struct Lstm {
   static constexpr int kGates = 4, kStates = 2, kSaved = 4, kHidden = 0;
 
@@ -91,7 +94,8 @@ struct Gru {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kHidden = 1;
 
   template <typename T>
-  SK_INLINE static void forward(const T* gates_x, const T* gates_h, T h, T, T* new_h, T*, T* saved) {
+  SK_INLINE static void forward(const T* gates_x, const T* gates_h, T h, T, T* new_h, T*,
+                                T* saved) {
     const T r = sigmoid(gates_x[0] + gates_h[0]);
     const T z = sigmoid(gates_x[1] + gates_h[1]);
     const T n = tanh_(gates_x[2] + r * gates_h[2]);
@@ -113,8 +117,8 @@ struct Gru {
   }
 };
 
-// Gates r, z, n; state h; the reset gate acts before the matmul (Cho et al. 2014), so a step has two
-// products and this cell has two stages:
+// Gates r, z, n; state h; the reset gate acts before the matmul (Cho et al. 2014), so a step has
+// two products and this cell has two stages:
 //   reset:   r, z and r * h from x_r + U_r h and x_z + U_z h
 //   update:  n = tanh(x_n + U_n (r * h)),  h' = (1 - z) h + z n
 // z here is the literature's: it opens towards the candidate. torch's z is 1 - z.
@@ -185,12 +189,13 @@ struct RnnRelu {
   }
 };
 
-// The list of cells: its order is the value of `Cell`, its second column the prefix of the op names.
-#define SK_FOR_EACH_CELL(DO)             \
-  DO(Lstm, lstm)                         \
-  DO(Gru, gru)                           \
-  DO(GruResetBefore, gru_reset_before)   \
-  DO(RnnTanh, rnn_tanh)                  \
+// The list of cells: its order is the value of `Cell`, its second column the prefix of the op
+// names.
+#define SK_FOR_EACH_CELL(DO)           \
+  DO(Lstm, lstm)                       \
+  DO(Gru, gru)                         \
+  DO(GruResetBefore, gru_reset_before) \
+  DO(RnnTanh, rnn_tanh)                \
   DO(RnnRelu, rnn_relu)
 
 enum class Cell : int32_t {

@@ -16,34 +16,34 @@
 
 #include "cells.h"
 
-#define SK_SEQUENCE                                                                              \
+#define SK_SEQUENCE                                                                                \
   "(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, " \
-  "Tensor? batch_sizes, Tensor? reset, bool reverse, bool save) -> "                             \
+  "Tensor? batch_sizes, Tensor? reset, bool reverse, bool save) -> "                               \
   "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
-#define SK_SEQUENCE_BACKWARD                                                                     \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "          \
-  "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, "  \
-  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                       \
+#define SK_SEQUENCE_BACKWARD                                                                    \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "         \
+  "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
+  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                      \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 // One step, pointwise: gates_x, gates_h [N, G*H], state [N, H]. Here grad_gates_h is whole for gru.
-#define SK_CELL                                                                                  \
-  "(Tensor gates_x, Tensor gates_h, Tensor h, Tensor? c, bool save) -> "                         \
+#define SK_CELL                                                          \
+  "(Tensor gates_x, Tensor gates_h, Tensor h, Tensor? c, bool save) -> " \
   "(Tensor new_h, Tensor new_c, Tensor saved)"
-#define SK_CELL_BACKWARD                                                                         \
-  "(Tensor? grad_new_h, Tensor? grad_new_c, Tensor h, Tensor? c, Tensor new_h, Tensor new_c, "   \
+#define SK_CELL_BACKWARD                                                                       \
+  "(Tensor? grad_new_h, Tensor? grad_new_c, Tensor h, Tensor? c, Tensor new_h, Tensor new_c, " \
   "Tensor saved) -> (Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h, Tensor grad_c)"
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
-#define SK_DEFINE(Type, name)                                         \
-  m.def(#name "_sequence" SK_SEQUENCE);                               \
-  m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD);             \
-  m.def(#name "_sequence_persistent" SK_SEQUENCE);                    \
+#define SK_DEFINE(Type, name)                             \
+  m.def(#name "_sequence" SK_SEQUENCE);                   \
+  m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD); \
+  m.def(#name "_sequence_persistent" SK_SEQUENCE);        \
   m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);
   SK_FOR_EACH_CELL(SK_DEFINE)
 #undef SK_DEFINE
   // gru_reset_before has a product inside its step, so it has no pointwise op.
-#define SK_DEFINE(name)               \
-  m.def(#name "_cell" SK_CELL);       \
+#define SK_DEFINE(name)         \
+  m.def(#name "_cell" SK_CELL); \
   m.def(#name "_cell_backward" SK_CELL_BACKWARD);
   SK_DEFINE(lstm)
   SK_DEFINE(gru)
