@@ -1,0 +1,97 @@
+"""`python -m seqkernels info`, and the build on machines that lack something."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqkernels import __main__, _extension, dispatch, info
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_info_names_every_backend(capsys):
+    assert __main__.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for name in dispatch.backends():
+        assert f"\n{name}" in printed
+    assert "compiled kernels" in printed
+
+
+def test_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["nothing"])
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_info_says_why_the_extension_is_missing(monkeypatch):
+    monkeypatch.setattr(_extension, "C", None)
+    monkeypatch.setattr(_extension, "REASON", "No module named 'seqkernels._C'")
+    monkeypatch.setattr(_extension, "build_report", lambda: {"reason": "no compiler xyz"})
+    report = info.report()
+    assert "no compiler xyz" in report
+    assert "native             no: the compiled module is missing" in report
+    assert "reference          yes" in report
+
+
+def copy_of_sources(folder: Path) -> Path:
+    target = folder / "project"
+    target.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target)
+    ignore = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    shutil.copytree(ROOT / "seqkernels", target / "seqkernels", ignore=ignore)
+    shutil.copytree(ROOT / "csrc", target / "csrc")
+    return target
+
+
+def test_without_a_compiler_the_reference_still_works(tmp_path):
+    project = copy_of_sources(tmp_path)
+    environment = {**os.environ, "CXX": "no-such-compiler"}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=project,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    report = json.loads((project / "seqkernels/_build.json").read_text())
+    assert not report["compiled"] and "no-such-compiler" in report["reason"]
+    code = (
+        "import torch, seqkernels\n"
+        "from seqkernels import info\n"
+        "print(info.report())\n"
+        "layer = seqkernels.LSTM(3, 4)\n"
+        "output, _ = layer(torch.randn(5, 2, 3))\n"
+        "output.sum().backward()\n"
+        "print(output.shape, layer.weight_hh_l0.grad is not None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "no-such-compiler was not found" in done.stdout
+    assert "torch.Size([5, 2, 4]) True" in done.stdout
+
+
+def test_a_demanded_cuda_build_without_nvcc_fails_plainly(tmp_path):
+    project = copy_of_sources(tmp_path)
+    environment = {**os.environ, "SEQKERNELS_CUDA": "1", "CUDA_HOME": str(tmp_path / "nowhere")}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "no nvcc in" in done.stderr

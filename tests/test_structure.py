@@ -1,0 +1,114 @@
+"""The shape of the project: imports point one way, no test file is overlooked, texts stay clean."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "seqkernels"
+
+# A module may import from its own layer and from those before it.
+LAYERS = (
+    ("cells",),
+    ("_extension",),
+    ("reference",),
+    ("ops",),
+    ("triton",),
+    ("dispatch",),
+    ("functional",),
+    ("explain", "info", "decode"),
+    ("nn",),
+    ("seq2seq",),
+    ("g2p", "gradients"),
+    ("__main__",),
+)
+
+
+def level(module: str) -> int:
+    for i, names in enumerate(LAYERS):
+        if module in names:
+            return i
+    raise AssertionError(f"seqkernels.{module} has no layer: add it to LAYERS")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Top-level parts of seqkernels that a file imports at module level or below."""
+    parents = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = ("seqkernels", *parents)[: len(parents) + 2 - node.level]
+                full = (*base, *(node.module.split(".") if node.module else ()))
+            else:
+                full = tuple((node.module or "").split("."))
+            names = [full] if len(full) > 1 else [(*full, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "seqkernels" and len(name) > 1}
+    return {
+        name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+    }
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported_parts(path) - {own}:
+        assert level(name) <= level(own), f"seqkernels.{own} must not import seqkernels.{name}"
+
+
+def test_the_reference_imports_only_torch_and_the_cells():
+    tree = ast.parse((PACKAGE / "reference.py").read_text())
+    modules = {
+        (n.module or "").split(".")[0] if isinstance(n, ast.ImportFrom) else n.names[0].name
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    }
+    assert modules <= {"torch", "collections", "cells"}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / name for name in listed.stdout.split() if (ROOT / name).exists()]
+
+
+def test_every_test_file_is_collected():
+    for path in tracked("tests/*.py", "tests/**/*.py"):
+        if re.search(r"^def test_|^    def test_", path.read_text(), re.MULTILINE):
+            assert path.name.startswith("test_"), f"pytest does not collect {path.name}"
+
+
+def test_base_names_of_tests_are_unique():
+    names = [p.name for p in tracked("tests/*.py", "tests/**/*.py") if p.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+
+
+def test_files_stay_short():
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in tracked("*.py", "*.h", "*.cpp", "*.cu")
+        if (n := len(p.read_text().splitlines())) > 420
+    }
+    assert not long, f"files over about 400 lines: {long}"
+
+
+def test_triton_is_not_needed_to_import_the_package(tmp_path):
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import seqkernels\n"
+        "assert not any(name.startswith('seqkernels.triton') for name in sys.modules)\n"
+    )
+    import sys
+
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
