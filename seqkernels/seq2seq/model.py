@@ -1,0 +1,222 @@
+"""Encoder and decoder as one module: teacher forcing, free running, generation."""
+
+import torch
+from torch import Tensor, nn
+
+from . import search
+from .attention import Memory
+from .bridge import Bridge
+from .checks import check_tokens
+from .decoder import Carry, Decoder
+from .encoder import Encoder
+from .layers import reverse_rows
+
+STRATEGIES = ("greedy", "beam")
+
+
+class Seq2Seq(nn.Module):
+    """Turn one sequence of symbols into another.
+
+    Args:
+        encoder: reads the source.
+        decoder: writes the target.
+        bridge: `join`, `linear` or None, see `Bridge`.
+        bos_idx: the symbol before every target; `generate` needs it.
+        eos_idx: the symbol at the end of every target; `generate` needs it.
+
+    Raises:
+        ValueError: encoder and decoder do not fit together; the message says why.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        *,
+        bridge: str | None = None,
+        bos_idx: int | None = None,
+        eos_idx: int | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder.batch_first != decoder.batch_first:
+            raise ValueError("batch_first differs between encoder and decoder")
+        attention = decoder.attention
+        if attention is not None and attention.memory_size != encoder.output_size:
+            raise ValueError(
+                f"the encoder's output is {encoder.output_size} wide, the decoder attends to "
+                f"memory_size={attention.memory_size}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.bridge = Bridge(encoder, decoder, bridge)
+        self.batch_first = encoder.batch_first
+        self.bos_idx = bos_idx
+        self.eos_idx = eos_idx
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        teacher_forcing_ratio: float = 1.0,
+        *,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Score every symbol of the target.
+
+        With a ratio of 1 the decoder reads the whole target in one call of its recurrent layers.
+        Below 1 it runs step by step, and at each step and row a coin decides between the target's
+        symbol and the model's own best one (scheduled sampling, Bengio et al. 2015); at 0 it runs
+        free.
+
+        Args:
+            source: symbols, [S, N], or [N, S] with batch_first.
+            target: symbols, the start symbol first, [T, N], or [N, T] with batch_first.
+            teacher_forcing_ratio: share of steps that read the target's own symbol.
+            lengths: steps of each source, [N]; by default every step that is not the encoder's
+                padding.
+
+        Returns:
+            Scores before the softmax, [T, N, V] or [N, T, V]. Entry t scores target[t]; entry 0 is
+            zero, for the start symbol is given.
+
+        Raises:
+            TypeError: source, target or lengths are not integers.
+            ValueError: something is empty, a sequence has length 0, batches differ, or the ratio
+                is not between 0 and 1.
+            IndexError: a symbol outside the vocabulary.
+        """
+        if not 0.0 <= teacher_forcing_ratio <= 1.0:
+            raise ValueError(f"teacher_forcing_ratio: expected 0 to 1, got {teacher_forcing_ratio}")
+        inputs = self._time_first_target(source, target)[:-1]
+        carry, memory = self.encode(source, lengths)
+        if len(inputs) == 0:
+            scores = carry.states[0].new_zeros(0, inputs.shape[1], self.decoder.output_size)
+        elif teacher_forcing_ratio == 1.0:
+            scores, _, _ = self.decoder.decode(inputs, carry, memory)
+        else:
+            scores = self._sample_scheduled(inputs, carry, memory, teacher_forcing_ratio)
+        scores = nn.functional.pad(scores, (0, 0, 0, 0, 1, 0))
+        return scores.transpose(0, 1) if self.batch_first else scores
+
+    def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[Carry, Memory | None]:
+        """What the decoder starts from, and what it attends to (None without attention)."""
+        output, states, lengths = self.encoder.encode(source, lengths)
+        carry = self.decoder.start(self.bridge(states))
+        if self.decoder.attention is None:
+            return carry, None
+        if self.encoder.reverse_source:
+            # Back in the source's own order, so that the weights can be read.
+            output = reverse_rows(output, lengths)
+        return carry, self.decoder.attention.prepare(output, lengths)
+
+    def attention_weights(
+        self, source: Tensor, target: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Where the decoder looks as it predicts each symbol of the target after the first.
+
+        Args:
+            source: symbols, [S, N], or [N, S] with batch_first.
+            target: symbols, the start symbol first, [T, N], or [N, T] with batch_first.
+            lengths: steps of each source, [N].
+
+        Returns:
+            Weights that sum to 1 over the source, [N, T - 1, S].
+
+        Raises:
+            ValueError: the decoder has no attention.
+        """
+        if self.decoder.attention is None:
+            raise ValueError("the decoder has no attention")
+        inputs = self._time_first_target(source, target)[:-1]
+        return self.decoder.decode(inputs, *self.encode(source, lengths))[2]
+
+    def generate(
+        self,
+        source: Tensor,
+        lengths: Tensor | None = None,
+        max_length: int | None = None,
+        strategy: str = "greedy",
+        beam_size: int = 4,
+        length_penalty: float = 0.0,
+        num_return_sequences: int = 1,
+    ) -> search.Generation:
+        """Write the best target that the search finds for each source.
+
+        Runs in evaluation mode and without gradients, and stops when all rows have ended.
+
+        Args:
+            source: symbols, [S, N], or [N, S] with batch_first.
+            lengths: steps of each source, [N]; by default every step that is not the encoder's
+                padding.
+            max_length: most symbols of a target, the end symbol included; by default twice the
+                source's steps and ten more.
+            strategy: `greedy` or `beam`.
+            beam_size: hypotheses kept at a time, K.
+            length_penalty: alpha of Wu et al. 2016, equation 14: a log-probability is divided by
+                ((5 + length) / 6) ** alpha. 0 compares log-probabilities.
+            num_return_sequences: targets of each source, best first, R; at most the beam's size.
+
+        Returns:
+            A `Generation`; the R targets of a source stand side by side in its N*R rows.
+
+        Raises:
+            ValueError: an unknown strategy or a number out of range, or one of `forward`'s reasons.
+            IndexError: a symbol outside the vocabulary.
+        """
+        if self.bos_idx is None or self.eos_idx is None:
+            raise ValueError("generate needs bos_idx and eos_idx; pass them to Seq2Seq")
+        if strategy not in STRATEGIES:
+            raise ValueError(
+                f"unknown strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}"
+            )
+        beam_size = 1 if strategy == "greedy" else beam_size
+        if beam_size < 1:
+            raise ValueError(f"beam_size: expected at least 1, got {beam_size}")
+        if not 1 <= num_return_sequences <= beam_size:
+            raise ValueError(
+                f"num_return_sequences: expected 1 to {beam_size}, the beam's size, got "
+                f"{num_return_sequences}"
+            )
+        check_tokens("source", source, self.encoder.input_size, values=True)
+        if max_length is None:
+            max_length = 2 * source.shape[1 if self.batch_first else 0] + 10
+        if max_length < 1:
+            raise ValueError(f"max_length: expected at least 1, got {max_length}")
+        task = search.Task(self.decoder, self.bos_idx, self.eos_idx, max_length, length_penalty)
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                carry, memory = self.encode(source, lengths)
+                if beam_size == 1:
+                    found = search.greedy(task, carry, memory)
+                else:
+                    found = search.beam(task, carry, memory, beam_size, num_return_sequences)
+        finally:
+            self.train(training)
+        return found._replace(tokens=found.tokens.t()) if self.batch_first else found
+
+    def _time_first_target(self, source: Tensor, target: Tensor) -> Tensor:
+        check_tokens("source", source, self.encoder.input_size, values=False)
+        read = target.device.type == "cpu"
+        check_tokens("target", target, self.decoder.input_size, values=read)
+        rows = 0 if self.batch_first else 1
+        if source.shape[rows] != target.shape[rows]:
+            raise ValueError(
+                f"source has {source.shape[rows]} sequences, target {target.shape[rows]}"
+            )
+        return target.t() if self.batch_first else target
+
+    def _sample_scheduled(
+        self, inputs: Tensor, carry: Carry, memory: Memory | None, ratio: float
+    ) -> Tensor:
+        scores = []
+        # Thrown on the CPU, so that a seed gives the same coins on every device.
+        coins = (torch.rand(inputs.shape) < ratio).to(inputs.device)
+        tokens = inputs[0]
+        for t in range(len(inputs)):
+            score, carry = self.decoder.step(tokens, carry, memory)
+            scores.append(score)
+            if t + 1 < len(inputs):
+                tokens = torch.where(coins[t + 1], inputs[t + 1], score.argmax(-1))
+        return torch.stack(scores)
