@@ -6,9 +6,8 @@ from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # tests/tolerance.py and tests/gpu.py, from every folder
+# tests/tolerance.py, tests/gpu.py and tests/emulator/emulator.py, from every folder.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "emulator")]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -104,7 +104,7 @@ SK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier SK_AND_PLACE) {
 // Acquires what local arrivals released; the `_cluster` forms what the whole cluster released.
 SK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 #ifdef SK_EMULATE
-  return emu::mbarrier_try_wait(barrier, parity, place);
+  return emu::mbarrier_try_wait(barrier, parity, false, place);
 #else
   uint32_t done = 0;
   SK_PTX90(
@@ -117,7 +117,7 @@ SK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE
 }
 SK_DEVICE bool mbarrier_try_wait_cluster(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 #ifdef SK_EMULATE
-  return emu::mbarrier_try_wait(barrier, parity, place);
+  return emu::mbarrier_try_wait(barrier, parity, true, place);
 #else
   uint32_t done = 0;
   SK_PTX90(
@@ -130,7 +130,7 @@ SK_DEVICE bool mbarrier_try_wait_cluster(uint64_t* barrier, unsigned parity SK_A
 }
 SK_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 #ifdef SK_EMULATE
-  emu::mbarrier_wait(barrier, parity, place);
+  emu::mbarrier_wait(barrier, parity, false, place);
 #else
   while (!mbarrier_try_wait(barrier, parity)) {
   }
@@ -138,7 +138,7 @@ SK_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 }
 SK_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 #ifdef SK_EMULATE
-  emu::mbarrier_wait(barrier, parity, place);
+  emu::mbarrier_wait(barrier, parity, true, place);
 #else
   while (!mbarrier_try_wait_cluster(barrier, parity)) {
   }

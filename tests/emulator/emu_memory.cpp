@@ -1,0 +1,71 @@
+// Guarded memory for buffers and shared memory, and the few CUDA runtime calls a launcher may make.
+#include <cuda_runtime_api.h>
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "emu_state.h"
+
+namespace emu {
+
+constexpr size_t kPage = 4096;
+
+Guarded guarded(size_t bytes, size_t alignment) {
+  Guarded memory;
+  memory.bytes = bytes;
+#ifdef EMU_ASAN
+  void* p = nullptr;
+  if (posix_memalign(&p, alignment, bytes ? bytes : 1) != 0) abort();
+  memory.base = memory.data = static_cast<char*>(p);
+#else
+  const size_t padded = (bytes + alignment - 1) / alignment * alignment;
+  const size_t body = (padded + kPage - 1) / kPage * kPage;
+  memory.mapped = body + kPage;
+  memory.base = static_cast<char*>(mmap(nullptr, memory.mapped, PROT_READ | PROT_WRITE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  mprotect(memory.base + body, kPage, PROT_NONE);
+  memory.data = memory.base + body - padded;
+  memory.padding = padded - bytes;
+  memset(memory.data + bytes, 0xff, memory.padding);
+#endif
+  return memory;
+}
+
+bool overrun(const Guarded& memory) {
+  for (size_t i = 0; i < memory.padding; ++i) {
+    if (memory.data[memory.bytes + i] != char(0xff)) return true;
+  }
+  return false;
+}
+
+void release(Guarded& memory) {
+#ifdef EMU_ASAN
+  free(memory.base);
+#else
+  munmap(memory.base, memory.mapped);
+#endif
+  memory = {};
+}
+
+}  // namespace emu
+
+extern "C" {
+
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  memset(p, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+}  // extern "C"

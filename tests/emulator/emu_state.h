@@ -1,0 +1,45 @@
+// Shared between the parts of the emulator's core; kernels do not see it.
+#pragma once
+#include <random>
+#include <string>
+
+#include "emu_core.h"
+#include "emu_fiber.h"
+
+namespace emu {
+
+enum Schedule {
+  kRoundRobin,  // every thread in turn, one step each
+  kShuffled,    // a new random order every round, random pauses around exchanges
+  kDepthFirst   // the last block as far as it can go, then the one before; deliveries come last
+};
+
+extern Schedule schedule;
+extern std::mt19937 rng;
+extern Context scheduler_context;
+// Report of the current launch; empty while all is well. Kept until the next emu_begin.
+extern std::string error;
+// Counts what other threads can see.
+extern uint64_t epoch;
+extern uint64_t switches;
+
+std::string describe(const Fiber& fiber);  // "block 3 thread 17"
+std::string describe(Place place);         // "kernel.cu:40"
+void to_scheduler();                       // from a fiber
+void leave_barriers(Fiber& fiber);         // an exited thread no longer counts
+bool deliver(Delivery& delivery);          // false: ended with an error
+
+// Memory whose end nobody may cross: a page that faults (the address sanitizer's own red zone when
+// that is on), and up to `alignment` bytes of padding that overrun() finds written.
+struct Guarded {
+  char* data = nullptr;
+  size_t bytes = 0;
+  size_t padding = 0;
+  char* base = nullptr;
+  size_t mapped = 0;
+};
+Guarded guarded(size_t bytes, size_t alignment);
+bool overrun(const Guarded& memory);
+void release(Guarded& memory);
+
+}  // namespace emu

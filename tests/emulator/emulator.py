@@ -1,0 +1,310 @@
+"""Build .cu files for the CPU emulator and call their launchers from Python.
+
+    library = build(["csrc/cuda/cell.cu"])
+    library.run("sk_lstm_cell", x, y, n, None, schedule="shuffled").check()
+
+A launcher is an extern "C" function that returns an error code. Arrays (numpy or torch, contiguous)
+become pointers: they are copied to memory that ends at a guard page, and copied back afterwards.
+`Struct` becomes a pointer to a C structure whose pointers may be arrays too.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CUDA_SOURCES = ROOT / "csrc" / "cuda"
+CACHE = ROOT / "build" / "emulator"
+CORE = ["emu_core", "emu_schedule", "emu_fiber", "emu_math", "emu_memory", "emu_run"]
+SCHEDULES = ("round robin", "shuffled", "depth first")
+
+# What every object is compiled with. A kernel's uninitialised registers hold a pattern, not zeros.
+FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DSK_EMULATE", "-ftrivial-auto-var-init=pattern"]
+SANITIZERS = {
+    None: ([], []),
+    # The core is never instrumented: it only learns which sanitizer watches the kernels.
+    "address": (["-DEMU_ASAN"], ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]),
+    "thread": (["-DEMU_TSAN"], ["-fsanitize=thread"]),
+}
+
+
+class EmulatorError(AssertionError):
+    """A launch ended with an error code or a report."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one call of a launcher left behind."""
+
+    code: int  # the launcher's return value, a cudaError_t
+    error: str  # the emulator's report; empty where it found nothing
+    sanitizer: str  # the sanitizer's reports; always empty without one
+    switches: int  # how often a thread was resumed
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        return self.code == 0 and not self.error and not self.sanitizer
+
+    def check(self) -> "Report":
+        """Raise EmulatorError unless the call was clean."""
+        if not self.clean:
+            raise EmulatorError(
+                f"code {self.code}: {self.error or 'no report'}\n{self.sanitizer}".strip()
+            )
+        return self
+
+
+class Struct:
+    """A C structure passed by pointer.
+
+    Args:
+        layout: a ctypes.Structure class; its pointer fields are c_void_p.
+        fields: numbers, arrays or None, by field name.
+    """
+
+    def __init__(self, layout: type[ctypes.Structure], **fields):
+        self.value = layout()
+        self.pointers = []  # (offset, array)
+        for name, value in fields.items():
+            if is_array(value):
+                self.pointers.append((getattr(layout, name).offset, value))
+            elif value is not None:
+                setattr(self.value, name, value)
+
+
+def is_array(value) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of all-ones bits: NaN in every floating type, -1 in the signed ones."""
+    x = torch.empty(*shape, dtype=dtype)
+    if x.numel():
+        x.view(-1).view(torch.uint8).fill_(255)
+    return x
+
+
+def memory_of(array) -> tuple[int, int]:
+    """Address and bytes of a contiguous array."""
+    if isinstance(array, torch.Tensor):
+        if not array.is_contiguous():
+            raise ValueError("an array passed to a launcher must be contiguous")
+        return array.data_ptr(), array.numel() * array.element_size()
+    if not array.flags["C_CONTIGUOUS"]:
+        raise ValueError("an array passed to a launcher must be contiguous")
+    return array.ctypes.data, array.nbytes
+
+
+class _Pairs:
+    """The arguments of one call in the form of emu_run.h."""
+
+    def __init__(self, arguments: Sequence):
+        self.buffers: list[tuple[int, int]] = []  # address, bytes
+        self.pointers: list[tuple[int, int, int]] = []  # buffer, offset, target
+        self.arguments = [self.convert(a) for a in arguments]  # kind, value
+
+    def buffer(self, address: int, size: int) -> int:
+        if (address, size) not in self.buffers:
+            for other, other_size in self.buffers:
+                if address < other + other_size and other < address + size:
+                    raise ValueError("two arrays overlap without being the same")
+            self.buffers.append((address, size))
+        return self.buffers.index((address, size))
+
+    def convert(self, value) -> tuple[int, int]:
+        if value is None:
+            return 0, 0
+        if is_array(value):
+            address, size = memory_of(value)
+            return 1, self.buffer(address, size)
+        if isinstance(value, Struct):
+            own = self.buffer(ctypes.addressof(value.value), ctypes.sizeof(value.value))
+            for offset, array in value.pointers:
+                address, size = memory_of(array)
+                self.pointers.append((own, offset, self.buffer(address, size)))
+            return 1, own
+        if isinstance(value, ctypes.c_float):
+            return 2, struct.unpack("<Q", struct.pack("<fI", value.value, 0))[0]
+        if isinstance(value, (float, ctypes.c_double)):
+            number = value if isinstance(value, float) else value.value
+            return 2, struct.unpack("<Q", struct.pack("<d", number))[0]
+        number = value.value if hasattr(value, "value") else int(value)
+        return 0, number & (2**64 - 1)
+
+    def flat(self, rows) -> ctypes.Array:
+        numbers = [n for row in rows for n in row]
+        return (ctypes.c_uint64 * max(1, len(numbers)))(*numbers)
+
+
+class Library:
+    """Launchers compiled for the emulator.
+
+    Args:
+        path: the shared library, or with a sanitizer the program.
+        sanitizer: None, "address" or "thread".
+    """
+
+    def __init__(self, path: Path, sanitizer: str | None):
+        self.path, self.sanitizer = path, sanitizer
+        if sanitizer is None:
+            self.functions = ctypes.CDLL(str(path))
+            self.functions.emu_error.restype = ctypes.c_char_p
+            self.functions.emu_switches.restype = ctypes.c_uint64
+
+    def run(self, name: str, *arguments, schedule: str = "round robin", seed: int = 1) -> Report:
+        """Call a launcher.
+
+        Args:
+            name: its symbol.
+            arguments: arrays, `Struct`, None (a null pointer), ints, ctypes.c_float, floats (double).
+            schedule: one of SCHEDULES.
+            seed: of the shuffled schedule.
+        """
+        call = _Pairs(arguments)
+        if self.sanitizer is not None:
+            return self._run_program(name, call, SCHEDULES.index(schedule), seed)
+        library = self.functions
+        start = time.perf_counter()
+        code = library.emu_run(
+            getattr(library, name),
+            call.flat(call.buffers),
+            len(call.buffers),
+            call.flat(call.pointers),
+            len(call.pointers),
+            call.flat(call.arguments),
+            len(call.arguments),
+            SCHEDULES.index(schedule),
+            seed,
+        )
+        seconds = time.perf_counter() - start
+        return Report(code, library.emu_error().decode(), "", library.emu_switches(), seconds)
+
+    def _run_program(self, name: str, call: _Pairs, schedule: int, seed: int) -> Report:
+        def array(data: bytes, count: int) -> bytes:
+            return struct.pack("<Q", count) + data
+
+        case = array(name.encode(), len(name)) + struct.pack("<QQ", schedule, seed)
+        case += struct.pack("<Q", len(call.buffers))
+        case += b"".join(array(ctypes.string_at(a, n) if n else b"", n) for a, n in call.buffers)
+        case += b"".join(
+            array(struct.pack(f"<{sum(map(len, rows))}Q", *(n for r in rows for n in r)), len(rows))
+            for rows in (call.pointers, call.arguments)
+        )
+        environment = {
+            **os.environ,
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "TSAN_OPTIONS": "report_signal_unsafe=0:history_size=4:exitcode=0",
+        }
+        # The race checker wants its address space where it expects it.
+        prefix = ["setarch", platform.machine(), "-R"] if self.sanitizer == "thread" else []
+        with tempfile.TemporaryDirectory() as folder:
+            case_file, result_file = Path(folder, "case"), Path(folder, "result")
+            case_file.write_bytes(case)
+            start = time.perf_counter()
+            done = subprocess.run(
+                [*prefix, str(self.path), str(case_file), str(result_file)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            seconds = time.perf_counter() - start
+            if not result_file.exists():
+                return Report(
+                    -1, f"the program ended with {done.returncode}", done.stderr, 0, seconds
+                )
+            result = result_file.read_bytes()
+        code, length, switches = struct.unpack_from("<qQQ", result)
+        offset = 24 + length
+        for address, size in call.buffers:
+            ctypes.memmove(address, result[offset : offset + size], size)
+            offset += size
+        return Report(code, result[24 : 24 + length].decode(), done.stderr, switches, seconds)
+
+
+def cuda_home() -> Path:
+    """The toolkit whose headers (not its compiler) the emulator needs."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if not (home / "include" / "cuda_fp16.h").exists():
+        raise RuntimeError(f"the emulator needs the CUDA toolkit's headers; CUDA_HOME is {home}")
+    return home
+
+
+def compiler() -> list[str]:
+    """$CXX or g++, through ccache where it is installed."""
+    command = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which("ccache") and Path(command[0]).name != "ccache":
+        command = ["ccache", *command]
+    return command
+
+
+def _headers() -> bytes:
+    files = [*HERE.glob("*.h"), *ROOT.glob("csrc/*.h"), *CUDA_SOURCES.glob("*.h")]
+    return b"".join(f.read_bytes() for f in sorted(files))
+
+
+def _make(command: list[str], output: Path) -> Path:
+    """Run a compiler into a temporary name, then move: other processes may build the same."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        part = Path(folder, output.name)
+        done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise EmulatorError(f"{shlex.join(command)}\n{done.stderr[-6000:]}")
+        part.replace(output)
+    return output
+
+
+def _object(source: Path, flags: list[str], headers: bytes) -> Path:
+    key = hashlib.sha256(repr(flags).encode() + source.read_bytes() + headers).hexdigest()[:20]
+    output = CACHE / f"{source.stem}-{key}.o"
+    if output.exists():
+        return output
+    return _make([*compiler(), *flags, "-x", "c++", "-c", str(source)], output)
+
+
+def build(
+    sources: Sequence[Path | str],
+    *,
+    defines: Sequence[str] = (),
+    sanitizer: str | None = None,
+) -> Library:
+    """Compile .cu files and the emulator into a library, or find it in build/emulator.
+
+    Args:
+        sources: .cu files, relative to the repository.
+        defines: preprocessor definitions such as "BUG=1", for the .cu files alone.
+        sanitizer: None; "address" for out-of-bounds and undefined behaviour; "thread" for races.
+    """
+    core_flags, instrument = SANITIZERS[sanitizer]
+    includes = [f"-I{p}" for p in (HERE, ROOT / "csrc", CUDA_SOURCES, cuda_home() / "include")]
+    headers = _headers()
+    core_flags = [*FLAGS, *core_flags, *includes]
+    flags = [*core_flags, *instrument, *(f"-D{d}" for d in defines)]
+    objects = [_object(ROOT / s, flags, headers) for s in sources]
+    core = [*CORE, "emu_main"] if sanitizer else CORE
+    objects += [_object(HERE / f"{name}.cpp", core_flags, headers) for name in core]
+    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
+    output = CACHE / (f"program-{key}" if sanitizer else f"library-{key}.so")
+    if not output.exists():
+        # -Bsymbolic: the emulator's cudaMemsetAsync and friends, not those of a CUDA build of torch.
+        kind = [*instrument, "-rdynamic", "-ldl"] if sanitizer else ["-shared", "-Wl,-Bsymbolic"]
+        command = shlex.split(os.environ.get("CXX", "g++"))
+        _make([*command, *map(str, objects), *kind], output)
+    return Library(output, sanitizer)
