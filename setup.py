@@ -31,9 +31,15 @@ TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 
 TORCH_SOURCES = [  # with the stable-ABI headers of torch
     "csrc/ops.cpp",
+    "csrc/cpu/binding.cpp",
+    "csrc/cpu/schedule.cpp",
 ]
 CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
     "csrc/module.cpp",
+    "csrc/cpu/isa.cpp",
+    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_avx512.cpp",
 ]
 CUDA_SOURCES = []  # .cu without a torch header, .cpp with the stable ABI
 
@@ -44,11 +50,10 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 def flags_for_isa(source):
     """Compiler flags of a source made for one instruction set, told by the end of its name."""
-    if source.endswith("_avx2.cpp"):
-        return AVX2
-    if source.endswith("_avx512.cpp"):
-        return AVX512
-    return []
+    if "/cpu/kernels_" not in source:
+        return []
+    isa = {"avx2": AVX2, "avx512": AVX512}.get(source.removesuffix(".cpp").split("_")[-1], [])
+    return ["-ffp-contract=fast", *isa]
 
 
 class MissingTool(Exception):
@@ -80,7 +85,7 @@ def cuda_toolkit():
 
 def isa_sources(sources):
     """The sources this machine's architecture can compile: x86 variants stay out elsewhere."""
-    return [s for s in sources if X86 or not flags_for_isa(s)]
+    return [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp"))]
 
 
 def command_line(words):

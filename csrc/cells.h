@@ -14,7 +14,7 @@
 #ifdef __CUDACC__
 #define SK_INLINE __host__ __device__ __forceinline__
 #else
-#define SK_INLINE inline
+#define SK_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace seqkernels {

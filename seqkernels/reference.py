@@ -115,15 +115,17 @@ def sequence(
     outputs: list[Tensor] = []
     c_outputs: list[Tensor] = []
     for t in reversed(steps) if reverse else steps:
+        old_state = state
         if reset is not None:
             keep = ~reset[t].unsqueeze(-1)
             state = tuple(torch.where(keep, s, torch.zeros_like(s)) for s in state)
         new_state = step(name, gates_x[t], weight_hh, bias_hh, state)
         emitted = new_state
         if lengths is not None:
+            # Past its end a row keeps its state: reset counts only where a step is taken.
             alive = (t < lengths).unsqueeze(-1)
             new_state = tuple(
-                torch.where(alive, new, old) for new, old in zip(new_state, state, strict=True)
+                torch.where(alive, new, old) for new, old in zip(new_state, old_state, strict=True)
             )
             emitted = tuple(torch.where(alive, s, torch.zeros_like(s)) for s in new_state)
         state = new_state

@@ -1,0 +1,260 @@
+// The CPU ops: tensors checked and taken apart, results allocated, kernels run.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "checks.h"
+#include "kernels.h"
+#include "schedule.h"
+
+namespace seqkernels {
+namespace cpu {
+namespace {
+
+Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
+Tensor absent(const Tensor& like) { return make(like, {0}); }
+
+std::vector<int64_t> with_columns(std::vector<int64_t> rows, int64_t columns) {
+  rows.push_back(columns);
+  return rows;
+}
+
+// Sizes of a sequence and its rows in time. `x` is any of its tensors over time.
+struct Shape {
+  Layout layout;
+  int64_t hidden;
+  std::vector<int64_t> rows;  // [T, N], or packed [sum(batch_sizes)]
+  const bool* reset;
+
+  Shape(const char* op, Arguments& arguments, const char* name, const Tensor& x, const Tensor& h_0,
+        const Optional& lengths, const Optional& batch_sizes, const Optional& reset_steps) {
+    STD_TORCH_CHECK(h_0.dim() == 2, op, ": expected h_0 of size [N, H], got ", text(sizes_of(h_0)));
+    const int64_t N = h_0.size(0);
+    hidden = h_0.size(1);
+    STD_TORCH_CHECK(hidden > 0, op, ": expected a hidden size above 0, got ", text(sizes_of(h_0)));
+    layout = Layout{0, N, nullptr, nullptr};
+    if (batch_sizes) {
+      STD_TORCH_CHECK(!lengths && !reset_steps, op,
+                      ": batch_sizes cannot be given together with lengths or reset");
+      STD_TORCH_CHECK(x.dim() == 2, op, ": expected packed ", name, " of 2 dimensions, got ",
+                      text(sizes_of(x)));
+      STD_TORCH_CHECK(batch_sizes->dim() == 1, op, ": expected batch_sizes of size [T], got ",
+                      text(sizes_of(*batch_sizes)));
+      layout.steps = batch_sizes->size(0);
+      layout.batch_sizes = arguments.integers("batch_sizes", batch_sizes, layout.steps);
+      check_batch_sizes(op, name, x);
+      rows = {x.size(0)};
+    } else {
+      STD_TORCH_CHECK(x.dim() == 3, op, ": expected ", name, " of 3 dimensions, got ",
+                      text(sizes_of(x)));
+      layout.steps = x.size(0);
+      layout.lengths = arguments.integers("lengths", lengths, N);
+      for (int64_t n = 0; layout.lengths && n < N; ++n)
+        STD_TORCH_CHECK(layout.lengths[n] >= 0 && layout.lengths[n] <= layout.steps, op,
+                        ": lengths must lie between 0 and ", layout.steps, " steps, got ",
+                        layout.lengths[n], " for row ", n);
+      rows = {layout.steps, N};
+    }
+    reset = arguments.booleans("reset", reset_steps, rows);
+  }
+
+  void fill(Steps& s, Cell cell, Dtype dtype, bool reverse) const {
+    s.cell = cell;
+    s.dtype = dtype;
+    s.steps = layout.steps;
+    s.batch = layout.batch;
+    s.hidden = hidden;
+    s.reset = reset;
+    s.reverse = reverse;
+  }
+
+ private:
+  void check_batch_sizes(const char* op, const char* name, const Tensor& x) const {
+    int64_t total = 0, before = layout.batch;
+    for (int64_t t = 0; t < layout.steps; ++t) {
+      const int64_t size = layout.batch_sizes[t];
+      STD_TORCH_CHECK(t > 0 || size == layout.batch, op, ": batch_sizes begins with ", size,
+                      " rows, h_0 has ", layout.batch);
+      STD_TORCH_CHECK(size > 0 && size <= before, op,
+                      ": batch_sizes must be positive and fall, got ", size, " after ", before);
+      total += before = size;
+    }
+    STD_TORCH_CHECK(total == x.size(0), op, ": batch_sizes add up to ", total, " rows, ", name,
+                    " has ", x.size(0));
+  }
+};
+
+template <typename C, Cell kCell>
+struct Ops {
+  using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+  using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+  using Three = std::tuple<Tensor, Tensor, Tensor>;
+  static constexpr bool kTwo = C::kStates == 2;
+
+  static const char* name(const char* suffix) {
+    static const char* const names[] = {
+#define SK_NAME(Type, name) #name,
+        SK_FOR_EACH_CELL(SK_NAME)
+#undef SK_NAME
+    };
+    thread_local std::string text;
+    text = std::string(names[int(kCell)]) + suffix;
+    return text.c_str();
+  }
+
+  static void check_c(const char* op, const char* what, const Optional& c) {
+    STD_TORCH_CHECK(c.has_value() == kTwo, op, kTwo ? ": expected " : ": has no cell state, got ",
+                    what);
+  }
+
+  static Five sequence(Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0, Optional c_0,
+                       Optional lengths, Optional batch_sizes, Optional reset, bool reverse,
+                       bool save) {
+    const char* op = name("_sequence");
+    Arguments a(op, gates_x);
+    const Shape shape(op, a, "gates_x", gates_x, h_0, lengths, batch_sizes, reset);
+    const int64_t N = shape.layout.batch, H = shape.hidden;
+    check_c(op, "c_0", c_0);
+    Forward f{};
+    shape.fill(f, kCell, a.dtype(), reverse);
+    f.gates_x = a.pointer("gates_x", gates_x, with_columns(shape.rows, C::kGates * H));
+    f.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
+    f.bias_hh = a.pointer("bias_hh", bias_hh, {C::kGates * H});
+    f.h_0 = a.pointer("h_0", h_0, {N, H});
+    f.c_0 = a.pointer("c_0", c_0, {N, H});
+
+    Tensor output = make(gates_x, with_columns(shape.rows, H)), h_n = make(gates_x, {N, H});
+    Tensor c_n = kTwo ? make(gates_x, {N, H}) : absent(gates_x);
+    Tensor c_sequence = kTwo && save ? make(gates_x, with_columns(shape.rows, H)) : absent(gates_x);
+    Tensor saved = C::kSaved > 0 && save ? make(gates_x, with_columns(shape.rows, C::kSaved * H))
+                                         : absent(gates_x);
+    f.output = output.mutable_data_ptr();
+    f.h_n = h_n.mutable_data_ptr();
+    f.c_n = c_n.mutable_data_ptr();
+    if (kTwo && save) f.c_sequence = c_sequence.mutable_data_ptr();
+    if (C::kSaved > 0 && save) f.saved = saved.mutable_data_ptr();
+    run_forward(f, shape.layout);
+    return {output, h_n, c_n, c_sequence, saved};
+  }
+
+  static Four sequence_backward(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
+                                Optional grad_c_sequence, Tensor weight_hh, Tensor h_0,
+                                Optional c_0, Tensor output, Tensor c_sequence, Tensor saved,
+                                Optional lengths, Optional batch_sizes, Optional reset,
+                                bool reverse) {
+    const char* op = name("_sequence_backward");
+    Arguments a(op, output);
+    const Shape shape(op, a, "output", output, h_0, lengths, batch_sizes, reset);
+    const int64_t N = shape.layout.batch, H = shape.hidden;
+    const std::vector<int64_t> over_time = with_columns(shape.rows, H);
+    check_c(op, "c_0", c_0);
+    Backward b{};
+    shape.fill(b, kCell, a.dtype(), reverse);
+    b.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
+    b.grad_output = a.pointer("grad_output", grad_output, over_time);
+    b.grad_h_n = a.pointer("grad_h_n", grad_h_n, {N, H});
+    b.h_0 = a.pointer("h_0", h_0, {N, H});
+    b.output = a.pointer("output", output, over_time);
+    if (kTwo) {
+      b.grad_c_n = a.pointer("grad_c_n", grad_c_n, {N, H});
+      b.grad_c_sequence = a.pointer("grad_c_sequence", grad_c_sequence, over_time);
+      b.c_0 = a.pointer("c_0", c_0, {N, H});
+      b.c_sequence = a.pointer("c_sequence", c_sequence, over_time);
+    }
+    if (C::kSaved > 0) b.saved = a.pointer("saved", saved, with_columns(shape.rows, C::kSaved * H));
+
+    Tensor grad_gates_x = make(output, with_columns(shape.rows, C::kGates * H));
+    Tensor grad_gates_h =
+        C::kHidden > 0 ? make(output, with_columns(shape.rows, C::kHidden * H)) : absent(output);
+    Tensor grad_h_0 = make(output, {N, H}), grad_c_0 = kTwo ? make(output, {N, H}) : absent(output);
+    b.grad_gates_x = grad_gates_x.mutable_data_ptr();
+    b.grad_gates_h = grad_gates_h.mutable_data_ptr();
+    b.grad_h_0 = grad_h_0.mutable_data_ptr();
+    b.grad_c_0 = grad_c_0.mutable_data_ptr();
+    run_backward(b, shape.layout);
+    return {grad_gates_x, grad_gates_h, grad_h_0, grad_c_0};
+  }
+
+  static Three cell(Tensor gates_x, Tensor gates_h, Tensor h, Optional c, bool save) {
+    const char* op = name("_cell");
+    Arguments a(op, gates_x);
+    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    const int64_t N = h.size(0), H = h.size(1);
+    check_c(op, "c", c);
+    CellForward f{};
+    f.hidden = H;
+    f.gates_x = a.pointer("gates_x", gates_x, {N, C::kGates * H});
+    f.gates_h = a.pointer("gates_h", gates_h, {N, C::kGates * H});
+    f.h = a.pointer("h", h, {N, H});
+    f.c = a.pointer("c", c, {N, H});
+    Tensor new_h = make(gates_x, {N, H}), new_c = kTwo ? make(gates_x, {N, H}) : absent(gates_x);
+    const bool keep = C::kSaved > 0 && save;
+    Tensor saved = keep ? make(gates_x, {N, C::kSaved * H}) : absent(gates_x);
+    f.new_h = new_h.mutable_data_ptr();
+    f.new_c = new_c.mutable_data_ptr();
+    if (keep) f.saved = saved.mutable_data_ptr();
+    run_cell(kernels(kCell, a.dtype()), f, N);
+    return {new_h, new_c, saved};
+  }
+
+  static Four cell_backward(Optional grad_new_h, Optional grad_new_c, Tensor h, Optional c,
+                            Tensor new_h, Tensor new_c, Tensor saved) {
+    const char* op = name("_cell_backward");
+    Arguments a(op, h);
+    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    const int64_t N = h.size(0), H = h.size(1);
+    check_c(op, "c", c);
+    CellBackward b{};
+    b.hidden = H;
+    b.grad_new_h = a.pointer("grad_new_h", grad_new_h, {N, H});
+    b.h = a.pointer("h", h, {N, H});
+    b.new_h = a.pointer("new_h", new_h, {N, H});
+    if (kTwo) {
+      b.grad_new_c = a.pointer("grad_new_c", grad_new_c, {N, H});
+      b.c = a.pointer("c", c, {N, H});
+      b.new_c = a.pointer("new_c", new_c, {N, H});
+    }
+    if (C::kSaved > 0) b.saved = a.pointer("saved", saved, {N, C::kSaved * H});
+    Tensor grad_gates_x = make(h, {N, C::kGates * H});
+    Tensor grad_gates_h = C::kHidden > 0 ? make(h, {N, C::kGates * H}) : absent(h);
+    Tensor grad_h = make(h, {N, H}), grad_c = kTwo ? make(h, {N, H}) : absent(h);
+    b.grad_gates_x = grad_gates_x.mutable_data_ptr();
+    b.grad_gates_h = grad_gates_h.mutable_data_ptr();
+    b.grad_h = grad_h.mutable_data_ptr();
+    b.grad_c = grad_c.mutable_data_ptr();
+    run_cell_backward(kernels(kCell, a.dtype()), b, N);
+    return {grad_gates_x, grad_gates_h, grad_h, grad_c};
+  }
+};
+
+std::string cpu_isa() { return isa_name(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) { m.def("cpu_isa() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) {
+#define SK_IMPL(Type, name)                                                    \
+  m.impl(#name "_sequence", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence))); \
+  m.impl(#name "_sequence_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence_backward)));
+  SK_FOR_EACH_CELL(SK_IMPL)
+#undef SK_IMPL
+#define SK_IMPL(Type, name)                                            \
+  m.impl(#name "_cell", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell))); \
+  m.impl(#name "_cell_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell_backward)));
+  SK_IMPL(Lstm, lstm)
+  SK_IMPL(Gru, gru)
+  SK_IMPL(RnnTanh, rnn_tanh)
+  SK_IMPL(RnnRelu, rnn_relu)
+#undef SK_IMPL
+}
+
+}  // namespace cpu
+}  // namespace seqkernels

@@ -1,0 +1,98 @@
+// What the instruction-set kernels and their callers share: plain structures, no torch, no
+// templates.
+//
+// A sequence is run by groups of rows. The rows of a group advance together through PHASES; between
+// two phases everybody who works on the group waits for the others. Within a phase the hidden units
+// are split into PANELS, and any panel can be computed by anybody. A panel is a run of units whose
+// weights are packed so that one row of the product reads them in order.
+#pragma once
+#include <cstdint>
+
+#include "../cells.h"
+
+namespace seqkernels {
+namespace cpu {
+
+// Rows stand sorted by falling length, so that those still running at step t are a prefix.
+struct Group {
+  int64_t rows;
+  const int64_t* row;     // [rows] place of a row within a step of the caller's tensors
+  const int64_t* length;  // [rows] steps of a row, falling
+  const int64_t* active;  // [T] rows longer than t
+  // Workspace in the compute type, rows `stride` apart. Double buffered where a phase reads whole
+  // rows of what it writes: phase s reads buffer s % 2 and writes the other.
+  void* h[2];     // forward: state
+  void* c;        // forward: cell state
+  void* reset_h;  // gru_reset_before, forward: r * h
+  void* z;        // gru_reset_before, forward
+  void*
+      grad_gates[2];  // backward: gradients of the recurrent pre-activations, `gates_stride` apart
+  void* grad_h;       // backward: gradient of h that does not flow through weight_hh
+  void* grad_c;       // backward
+};
+
+struct Steps {
+  Cell cell;
+  Dtype dtype;
+  int64_t steps, batch, hidden;
+  int64_t stride, gates_stride;  // of the workspace
+  const int64_t* first_row;      // [T] where a step begins in the caller's tensors
+  const bool* reset;             // [T, N] or null
+  bool reverse;
+  bool padded;       // rows past their end exist in the caller's tensors and are to be zeroed
+  bool pack_inside;  // phase 0 packs the weights of its panels
+  const void* weight_hh;
+  void* packed;  // panels of weight_hh in the compute type
+};
+
+struct Forward : Steps {
+  const void *gates_x, *bias_hh, *h_0, *c_0;
+  void *output, *h_n, *c_n, *c_sequence, *saved;  // the last two null where nothing is to be saved
+  void* packed_bias;
+};
+
+struct Backward : Steps {
+  const void *grad_output, *grad_h_n, *grad_c_n, *grad_c_sequence;  // null: zero
+  const void *h_0, *c_0, *output, *c_sequence, *saved;
+  void *grad_gates_x, *grad_gates_h, *grad_h_0, *grad_c_0;
+};
+
+// One step without its product; gates [N, G*H], state [N, H].
+struct CellForward {
+  int64_t hidden;
+  const void *gates_x, *gates_h, *h, *c;
+  void *new_h, *new_c, *saved;
+};
+
+struct CellBackward {
+  int64_t hidden;
+  const void *grad_new_h, *grad_new_c;  // null: zero
+  const void *h, *c, *new_h, *new_c, *saved;
+  void *grad_gates_x, *grad_gates_h, *grad_h, *grad_c;
+};
+
+// Phases before and after the steps: load the state (and pack), store the state.
+constexpr int64_t kForwardEnds = 2;
+// Load; gather the rows that ended early; the product that gives grad_h_0.
+constexpr int64_t kBackwardEnds = 3;
+
+// The kernels of one cell, dtype and instruction set. Panels run from p0 to p1.
+struct Kernels {
+  int64_t compute_size;                   // bytes of the compute type
+  int64_t forward_units, backward_units;  // units in a panel
+  int64_t stages;                         // phases in a step
+  void (*pack_forward)(const Forward&, int64_t p0, int64_t p1);
+  void (*forward)(const Forward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
+  void (*pack_backward)(const Backward&, int64_t p0, int64_t p1);
+  void (*backward)(const Backward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
+  void (*cell)(const CellForward&, int64_t row0, int64_t row1);  // null for gru_reset_before
+  void (*cell_backward)(const CellBackward&, int64_t row0, int64_t row1);
+};
+
+// The kernels of the chosen instruction set.
+const Kernels& kernels(Cell cell, Dtype dtype);
+// Its name: "baseline", "avx2" or "avx512".
+const char* isa_name();
+
+}  // namespace cpu
+}  // namespace seqkernels

@@ -1,0 +1,2 @@
+#define SK_ISA avx2
+#include "table.h"

@@ -1,0 +1,2 @@
+#define SK_ISA baseline
+#include "table.h"

@@ -1,0 +1,107 @@
+// The recurrent product: rows of the state times one panel of packed weights, in registers.
+//
+// A panel is [depth, kVectors * lanes]. kRows x kVectors sums stay in registers over the whole
+// depth, or over a slice of it that keeps the panel's slice in the first-level cache while every
+// block of rows passes over it.
+#pragma once
+#include "vec.h"
+
+namespace seqkernels {
+namespace cpu {
+namespace SK_ISA {
+
+// out [kRows, kVectors * lanes] = a [kRows, depth] b, or += if `add`.
+template <typename T, int kRows, int kVectors>
+void tile(const T* a, int64_t stride, const T* b, int64_t depth, T* out, bool add) {
+  using V = Vec<T>;
+  constexpr int kLanes = V::kLanes, kWidth = kVectors * kLanes;
+  // A fused multiply-add takes about four cycles and two start in each: eight sums must be under
+  // way.
+  constexpr int kSums = kRows * kVectors;
+  constexpr int kChains = kSums >= 8 ? 1 : kSums >= 4 ? 2 : 4;
+  V sum[kChains][kRows][kVectors];
+#pragma GCC unroll 4
+  for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sum[c][r][v] = add && c == 0 ? load(out + r * kWidth + v * kLanes) : V(T(0));
+  int64_t k = 0;
+  for (; k + kChains <= depth; k += kChains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      V w[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) w[v] = load(b + (k + c) * kWidth + v * kLanes);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const V x(a[r * stride + k + c]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[c][r][v] = sum[c][r][v] + x * w[v];
+      }
+    }
+  }
+  if (kChains > 1)
+    for (; k < depth; ++k)
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const V x(a[r * stride + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          sum[0][r][v] = sum[0][r][v] + x * load(b + k * kWidth + v * kLanes);
+      }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V total = sum[0][r][v];
+#pragma GCC unroll 4
+      for (int c = 1; c < kChains; ++c) total = total + sum[c][r][v];
+      store(out + r * kWidth + v * kLanes, total);
+    }
+}
+
+// Rows of one call of `product`: what its caller reserves in `out`.
+constexpr int64_t kBlockRows = 48;
+
+// out [rows, kVectors * lanes] = a [rows, depth] b; rows <= kBlockRows.
+template <typename T, int kVectors>
+void product(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, T* out) {
+  constexpr int kMaxRows = kAccumulators / kVectors;
+  constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
+  // A slice of the panel takes 24 KB of the first-level cache.
+  const int64_t slice = blocks > 1 ? 24576 / (kVectors * kBytes) : depth;
+  for (int64_t k = 0; k < depth; k += slice) {
+    const int64_t n = depth - k < slice ? depth - k : slice;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+      const T *x = a + first * stride + k, *w = b + k * kWidth;
+      T* y = out + first * kWidth;
+      switch (last - first) {
+#define SK_TILE(M)                                                                \
+  case M:                                                                         \
+    if constexpr (M <= kMaxRows) tile<T, M, kVectors>(x, stride, w, n, y, k > 0); \
+    break;
+        SK_TILE(1)
+        SK_TILE(2)
+        SK_TILE(3)
+        SK_TILE(4)
+        SK_TILE(5)
+        SK_TILE(6)
+        SK_TILE(7)
+        SK_TILE(8)
+        SK_TILE(9)
+        SK_TILE(10)
+        SK_TILE(11)
+        SK_TILE(12)
+#undef SK_TILE
+      }
+    }
+  }
+}
+
+}  // namespace SK_ISA
+}  // namespace cpu
+}  // namespace seqkernels

@@ -1,0 +1,237 @@
+#include "schedule.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "team.h"
+
+namespace seqkernels {
+namespace cpu {
+namespace {
+
+constexpr int kGatesOf[] = {
+#define SK_GATES(Type, name) Type::kGates,
+    SK_FOR_EACH_CELL(SK_GATES)
+#undef SK_GATES
+};
+constexpr int kStatesOf[] = {
+#define SK_STATES(Type, name) Type::kStates,
+    SK_FOR_EACH_CELL(SK_STATES)
+#undef SK_STATES
+};
+
+// Weights that one thread can hold in half of a common second-level cache.
+constexpr int64_t kResidentBytes = 512 * 1024;
+// Multiply-adds that are worth a wait between threads, and worth waking them at all.
+constexpr int64_t kWorthWaiting = 32 * 1024, kWorthWaking = 256 * 1024;
+// Rows of a group below which the product has too few sums under way.
+constexpr int64_t kRowsPerGroup = 4;
+
+// Rows are split into groups that never wait for each other; the units of a group into chunks.
+struct Split {
+  int64_t groups = 1, chunks = 1;
+};
+
+Split split_work(const Steps& s, int64_t panels, int64_t compute_size) {
+  Split split;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t weights = kGatesOf[int(s.cell)] * s.hidden * s.hidden;
+  const int64_t step = weights * s.batch;
+  if (threads <= 1 || step * s.steps < kWorthWaking) return split;
+  split.chunks =
+      std::max<int64_t>(1, (weights * compute_size + kResidentBytes - 1) / kResidentBytes);
+  split.chunks = std::min({split.chunks, threads, panels});
+  split.groups = std::min(threads / split.chunks, (s.batch + kRowsPerGroup - 1) / kRowsPerGroup);
+  split.groups = std::max<int64_t>(split.groups, 1);
+  split.chunks = std::min(threads / split.groups, panels);
+  if (step / split.groups < kWorthWaiting) split.chunks = 1;
+  return split;
+}
+
+struct Rows {
+  std::vector<int64_t> row, length, active;
+};
+
+// The rows of every group by falling length. Lengths go round the groups, so that each gets its
+// share of short rows; without lengths a group is a run of neighbours.
+std::vector<Rows> group_rows(const Layout& layout, int64_t groups) {
+  const int64_t N = layout.batch, T = layout.steps;
+  std::vector<int64_t> order(N), length(N, T);
+  std::iota(order.begin(), order.end(), 0);
+  if (layout.lengths) {
+    std::copy(layout.lengths, layout.lengths + N, length.begin());
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  }
+  if (layout.batch_sizes) {
+    std::fill(length.begin(), length.end(), 0);
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t r = 0; r < layout.batch_sizes[t]; ++r) ++length[r];
+  }
+  const bool ragged = layout.lengths || layout.batch_sizes;
+  std::vector<Rows> result(groups);
+  for (int64_t k = 0; k < N; ++k) {
+    Rows& rows = result[ragged ? k % groups : k * groups / N];
+    rows.row.push_back(order[k]);
+    rows.length.push_back(length[order[k]]);
+  }
+  for (Rows& rows : result) {
+    int64_t active = rows.row.size();
+    for (int64_t t = 0; t < T; ++t) {
+      while (active > 0 && rows.length[active - 1] <= t) --active;
+      rows.active.push_back(active);
+    }
+  }
+  return result;
+}
+
+// Bytes handed out from one tensor, in two passes: measure, then point.
+class Workspace {
+ public:
+  void* take(int64_t bytes) {
+    char* p = base_ + offset_;
+    offset_ += (bytes + 63) / 64 * 64;
+    return base_ ? p : nullptr;
+  }
+  void allocate() {
+    const auto byte = torch::headeronly::ScalarType::Byte;
+    memory_ = torch::stable::empty({offset_ + 64}, byte);
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
+    base_ = reinterpret_cast<char*>((start + 63) / 64 * 64);
+    offset_ = 0;
+  }
+
+ private:
+  torch::stable::Tensor memory_;
+  char* base_ = nullptr;
+  int64_t offset_ = 0;
+};
+
+template <typename Call, typename Pack, typename Run>
+void run_groups(const Call& call, const Split& split, const std::vector<Group>& groups,
+                int64_t panels, int64_t phases, Pack pack, Run run) {
+  const auto first_panel = [&](int64_t chunk) { return panels * chunk / split.chunks; };
+  if (split.groups == 1 && split.chunks == 1) {
+    for (int64_t phase = 0; phase < phases; ++phase) run(call, groups[0], phase, 0, panels);
+    return;
+  }
+  if (!call.pack_inside)
+    torch::stable::parallel_for(0, panels, 1, [&](int64_t p0, int64_t p1) { pack(call, p0, p1); });
+  std::vector<std::unique_ptr<Team>> teams;
+  for (int64_t k = 0; k < split.groups; ++k) teams.emplace_back(new Team(split.chunks));
+  const auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin / split.chunks; k * split.chunks < end; ++k) {
+      const int64_t home0 = std::max(begin - k * split.chunks, int64_t(0));
+      const int64_t home1 = std::min(end - k * split.chunks, split.chunks);
+      teams[k]->work(phases, home0, home1, [&](int64_t phase, int64_t chunk) {
+        run(call, groups[k], phase, first_panel(chunk), first_panel(chunk + 1));
+      });
+    }
+  };
+  torch::stable::parallel_for(0, split.groups * split.chunks, 1, body);
+}
+
+// What both directions share: split, rows, strides and the packed weights. `place` gives each group
+// its workspace and `finish` the call its own.
+template <typename Call, typename Place>
+void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t ends,
+                     void (*pack)(const Call&, int64_t, int64_t),
+                     void (*run)(const Call&, const Group&, int64_t, int64_t, int64_t),
+                     const Kernels& k, Place place) {
+  if (layout.batch == 0) return;
+  const int64_t gates = kGatesOf[int(call.cell)];
+  const int64_t panels = (call.hidden + units - 1) / units;
+  const Split split = split_work(call, panels, k.compute_size);
+  // A cache line more than a power of two keeps rows out of each other's cache sets; a whole vector
+  // may be read past the last unit.
+  const int64_t line = 64 / k.compute_size;
+  call.stride = (call.hidden + line - 1) / line * line + line;
+  call.gates_stride = (gates * call.hidden + line - 1) / line * line + line;
+  call.padded = layout.lengths != nullptr;
+  call.pack_inside = split.groups == 1;
+
+  std::vector<int64_t> first_row(layout.steps);
+  for (int64_t t = 0, at = 0; t < layout.steps; ++t) {
+    first_row[t] = at;
+    at += layout.batch_sizes ? layout.batch_sizes[t] : layout.batch;
+  }
+  call.first_row = first_row.data();
+  const std::vector<Rows> rows = group_rows(layout, split.groups);
+  std::vector<Group> groups(split.groups);
+  Workspace workspace;
+  for (int pass = 0; pass < 2; ++pass) {
+    const int64_t weights = panels * units * gates * k.compute_size;
+    call.packed = workspace.take(weights * call.hidden);
+    void* bias = workspace.take(weights);
+    for (int64_t g = 0; g < split.groups; ++g) {
+      groups[g] = Group{};
+      groups[g].rows = rows[g].row.size();
+      groups[g].row = rows[g].row.data();
+      groups[g].length = rows[g].length.data();
+      groups[g].active = rows[g].active.data();
+      place(call, groups[g], workspace, bias);
+    }
+    if (pass == 0) workspace.allocate();
+  }
+  run_groups(call, split, groups, panels, call.steps * k.stages + ends, pack, run);
+}
+
+}  // namespace
+
+void run_forward(Forward f, const Layout& layout) {
+  const Kernels& k = kernels(f.cell, f.dtype);
+  const auto place = [&](Forward& call, Group& g, Workspace& workspace, void* bias) {
+    const int64_t state = g.rows * call.stride * k.compute_size;
+    call.packed_bias = bias;
+    g.h[0] = workspace.take(state);
+    g.h[1] = workspace.take(state);
+    if (kStatesOf[int(call.cell)] == 2) g.c = workspace.take(state);
+    if (k.stages == 2) {
+      g.reset_h = workspace.take(state);
+      g.z = workspace.take(state);
+    }
+  };
+  prepare_and_run(f, layout, k.forward_units, kForwardEnds, k.pack_forward, k.forward, k, place);
+}
+
+void run_backward(Backward b, const Layout& layout) {
+  const Kernels& k = kernels(b.cell, b.dtype);
+  const auto place = [&](Backward& call, Group& g, Workspace& workspace, void*) {
+    const int64_t state = g.rows * call.stride * k.compute_size;
+    g.grad_gates[0] = workspace.take(g.rows * call.gates_stride * k.compute_size);
+    g.grad_gates[1] = workspace.take(g.rows * call.gates_stride * k.compute_size);
+    g.grad_h = workspace.take(state);
+    if (kStatesOf[int(call.cell)] == 2) g.grad_c = workspace.take(state);
+  };
+  prepare_and_run(b, layout, k.backward_units, kBackwardEnds, k.pack_backward, k.backward, k,
+                  place);
+}
+
+namespace {
+// A row of a cell is some ten operations a unit; below this many units a thread is not worth
+// waking.
+constexpr int64_t kCellUnitsPerThread = 16 * 1024;
+
+template <typename Body>
+void over_rows(int64_t rows, int64_t hidden, const Body& body) {
+  if (rows * hidden <= kCellUnitsPerThread) return body(0, rows);
+  const int64_t grain = std::max<int64_t>(1, kCellUnitsPerThread / hidden);
+  torch::stable::parallel_for(0, rows, grain, body);
+}
+}  // namespace
+
+void run_cell(const Kernels& kernels, const CellForward& f, int64_t rows) {
+  over_rows(rows, f.hidden, [&](int64_t row0, int64_t row1) { kernels.cell(f, row0, row1); });
+}
+
+void run_cell_backward(const Kernels& kernels, const CellBackward& b, int64_t rows) {
+  over_rows(rows, b.hidden,
+            [&](int64_t row0, int64_t row1) { kernels.cell_backward(b, row0, row1); });
+}
+
+}  // namespace cpu
+}  // namespace seqkernels

@@ -1,0 +1,29 @@
+// From the arguments of a sequence to groups of rows, their workspace, and a run on torch's
+// threads.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace seqkernels {
+namespace cpu {
+
+// How the rows of the caller's tensors lie in time. At most one of the pointers is set.
+struct Layout {
+  int64_t steps, batch;
+  const int64_t* lengths;      // [N] or null
+  const int64_t* batch_sizes;  // [T] or null: packed
+};
+
+// The call's steps, sizes and caller's pointers are filled in; packing, groups and workspace are
+// not.
+void run_forward(Forward f, const Layout& layout);
+void run_backward(Backward b, const Layout& layout);
+
+// A cell over rows, on several threads where that pays.
+void run_cell(const Kernels& kernels, const CellForward& f, int64_t rows);
+void run_cell_backward(const Kernels& kernels, const CellBackward& b, int64_t rows);
+
+}  // namespace cpu
+}  // namespace seqkernels

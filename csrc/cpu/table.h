@@ -1,0 +1,44 @@
+// The table of kernels of one instruction set. A source that includes this defines SK_ISA, the name
+// of the set, and is compiled with its flags.
+#pragma once
+#include "backward.h"
+#include "cell.h"
+#include "forward.h"
+
+namespace seqkernels {
+namespace cpu {
+namespace SK_ISA {
+
+template <typename C, typename S>
+constexpr Kernels make_kernels() {
+  using F = ForwardKernel<C, S>;
+  using B = BackwardKernel<C, S>;
+  Kernels k{};
+  k.compute_size = sizeof(Compute<S>);
+  k.forward_units = F::kUnits;
+  k.backward_units = B::kUnits;
+  k.stages = F::kStages;
+  k.pack_forward = F::pack;
+  k.forward = F::run;
+  k.pack_backward = B::pack;
+  k.backward = B::run;
+  if constexpr (!F::kBefore) {
+    k.cell = CellKernel<C, S>::forward;
+    k.cell_backward = CellKernel<C, S>::backward;
+  }
+  return k;
+}
+
+// By the values of Cell and Dtype.
+extern const Kernels kTable[][4];
+const Kernels kTable[][4] = {
+#define SK_ROW(Type, name)                                                                   \
+  {make_kernels<Type, double>(), make_kernels<Type, float>(), make_kernels<Type, Float16>(), \
+   make_kernels<Type, BFloat16>()},
+    SK_FOR_EACH_CELL(SK_ROW)
+#undef SK_ROW
+};
+
+}  // namespace SK_ISA
+}  // namespace cpu
+}  // namespace seqkernels
