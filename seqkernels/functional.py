@@ -32,7 +32,8 @@ def _transformed(tensors: tuple[Tensor | None, ...]) -> bool:
 
 def _autocast(device_type: str, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """Cast to autocast's dtype where autocast is on, as torch.nn's recurrent layers do."""
-    if not torch.is_autocast_enabled(device_type):
+    # The second question raises for devices without autocast, such as meta.
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(

@@ -101,6 +101,10 @@ class RecurrentLayer(nn.RNNBase):
         if lengths is not None:
             checks.lengths(lengths, x, dims)
             lengths = lengths.to(torch.int64)
+            if torch.is_grad_enabled():
+                # The weights' gradient multiplies the padding by zeros, which NaN would survive.
+                steps = torch.arange(x.size(0), device=x.device).unsqueeze(-1)
+                x = x.masked_fill((steps >= lengths).unsqueeze(-1), 0)
         if reset is not None:
             checks.reset(reset, input)
             if dims == 2:

@@ -1,0 +1,22 @@
+"""Settings of the layer tests."""
+
+import pytest
+import torch
+
+import seqkernels
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """These sizes are too small to share among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["reference"])
+def backend(request):
+    """Run the test once with each of these backends."""
+    with seqkernels.use_backend(request.param):
+        yield request.param
