@@ -26,6 +26,7 @@ std::string describe(Place place) {
 void to_scheduler() { switch_context(*current->context, scheduler_context); }
 
 void fail(Place place, const std::string& text) {
+  const Unwatched unwatched;
   if (error.empty()) {
     error = text + "; " + describe(*current);
     error += place.file
@@ -156,6 +157,7 @@ void leave_barriers(Fiber& fiber) {
 
 Meeting& meet(unsigned mask, const char* what, Place place, const void* value, size_t bytes,
               bool needs_all, void (*finish)(Meeting&)) {
+  const Unwatched unwatched;
   Fiber& fiber = *current;
   Warp& warp = fiber.block->warps[fiber.warp];
   const unsigned own = 1u << fiber.lane;
@@ -207,6 +209,7 @@ Meeting& meet(unsigned mask, const char* what, Place place, const void* value, s
 }
 
 void read_slot(const Meeting& meeting, int lane, void* value, size_t bytes) {
+  const Unwatched unwatched;
   memcpy(value, meeting.slot[lane], bytes);
 }
 
@@ -271,20 +274,30 @@ void mbarrier_count(uint32_t barrier, unsigned arrivals, int bytes, bool remote,
   if (!count(word, arrivals, bytes, remote, &why)) fail(place, std::string(what) + ": " + why);
 }
 
-void deliver_later(Delivery delivery) { grid->deliveries.push_back(std::move(delivery)); }
+void deliver_later(char* to, const void* value, const char* from, size_t bytes, uint32_t barrier,
+                   Place place) {
+  const Unwatched unwatched;
+  Delivery delivery = {to,
+                       from,
+                       std::vector<char>(bytes),
+                       barrier,
+                       current->block,
+                       place,
+                       barrier >> 24 != current->block->rank};
+  memcpy(delivery.data.data(), from ? from : value, bytes);
+  grid->deliveries.push_back(std::move(delivery));
+}
 
 bool deliver(Delivery& delivery) {
   Block& block = *delivery.sender->cluster[delivery.barrier >> 24];
   std::string why;
   if (block.live == 0) why = "the receiving block has exited";
   if (why.empty() && delivery.from && delivery.sender->live == 0) why = "the sender has exited";
-  if (why.empty() && delivery.from &&
-      memcmp(delivery.from, delivery.data.data(), delivery.data.size()) != 0) {
-    why = "the source was changed before the copy was complete";
-  }
-  if (why.empty()) {
-    for (size_t i = 0; i < delivery.data.size(); ++i) {
-      if (delivery.to[i] != char(0xff)) why = "the destination was written before it arrived";
+  for (size_t i = 0; i < delivery.data.size() && why.empty(); ++i) {
+    if (delivery.from && delivery.from[i] != delivery.data[i]) {
+      why = "the source was changed before the copy was complete";
+    } else if (delivery.to[i] != char(0xff)) {
+      why = "the destination was written before the data arrived";
     }
   }
   if (why.empty()) {

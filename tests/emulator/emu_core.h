@@ -16,6 +16,8 @@
 extern "C" {
 void __tsan_acquire(void*);
 void __tsan_release(void*);
+void __tsan_ignore_thread_begin();
+void __tsan_ignore_thread_end();
 }
 #define EMU_ACQUIRE(p) __tsan_acquire(p)
 #define EMU_RELEASE(p) __tsan_release(p)
@@ -131,6 +133,17 @@ struct Grid {
   char exited;  // a name for the race checker: the host sees what all threads did
 };
 
+// While one exists, the race checker looks away: calls of memcpy and the allocator are watched even
+// where they come from code that is not instrumented.
+struct Unwatched {
+#ifdef EMU_TSAN
+  Unwatched() { __tsan_ignore_thread_begin(); }
+  ~Unwatched() { __tsan_ignore_thread_end(); }
+#else
+  Unwatched() {}
+#endif
+};
+
 extern Fiber* current;
 extern Grid* grid;
 
@@ -174,7 +187,9 @@ void finish_mma_bfloat16(Meeting& meeting);
 void finish_mma_tf32(Meeting& meeting);
 float half_to_float(uint16_t bits);
 
-void deliver_later(Delivery delivery);
+// Puts a store (`from` null, the bytes at `value`) or a bulk copy from `from` on its way.
+void deliver_later(char* to, const void* value, const char* from, size_t bytes, uint32_t barrier,
+                   Place place);
 // Arrivals, and a change of the bytes still expected, on the mbarrier at a cluster address.
 void mbarrier_count(uint32_t barrier, unsigned arrivals, int bytes, bool remote, const char* what,
                     Place place);

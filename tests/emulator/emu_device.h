@@ -124,33 +124,33 @@ void store_cluster(uint32_t address, T value, Place place) {
   char* p = shared_pointer(address, sizeof(T), "store_cluster", place);
   memcpy(p, &value, sizeof(T));
 }
+// Where the data of an asynchronous store will go: spoilt until it is there.
+inline char* spoil(uint32_t address, size_t bytes, uint32_t barrier, const char* what,
+                   Place place) {
+  char* p = shared_pointer(address, bytes, what, place);
+  if (address >> 24 != barrier >> 24) {
+    fail(place, std::string(what) + ": data and mbarrier lie in different blocks");
+  }
+  shared_pointer(barrier, 8, what, place);
+  memset(p, 0xff, bytes);
+  mbarrier_release(barrier);
+  return p;
+}
 template <typename T>
 void store_async(uint32_t address, T value, uint32_t barrier, Place place) {
-  char* p = shared_pointer(address, sizeof(T), "store_async", place);
-  if (address >> 24 != barrier >> 24) {
-    fail(place, "store_async: data and mbarrier lie in different blocks");
-  }
-  memset(p, 0xff, sizeof(T));
-  const char* bytes = reinterpret_cast<const char*>(&value);
-  mbarrier_release(barrier);
-  deliver_later({p, nullptr, std::vector<char>(bytes, bytes + sizeof(T)), barrier, current->block,
-                 place, barrier >> 24 != current->block->rank});
+  char* p = spoil(address, sizeof(T), barrier, "store_async", place);
+  deliver_later(p, &value, nullptr, sizeof(T), barrier, place);
   perhaps_preempt("store_async", place);
 }
 inline void bulk_copy(uint32_t address, const void* from, unsigned bytes, uint32_t barrier,
                       Place place) {
   if (bytes == 0 || bytes % 16) fail(place, "bulk copy: size not a multiple of 16");
-  char* p = shared_pointer(address, bytes, "bulk copy", place);
-  if (!aligned(p, 16) || !aligned(from, 16)) fail(place, "bulk copy: address not aligned to 16");
-  if (address >> 24 != barrier >> 24) {
-    fail(place, "bulk copy: destination and mbarrier lie in different blocks");
-  }
-  std::vector<char> data(bytes);
-  memcpy(data.data(), from, bytes);
-  memset(p, 0xff, bytes);
-  mbarrier_release(barrier);
-  deliver_later({p, static_cast<const char*>(from), std::move(data), barrier, current->block, place,
-                 barrier >> 24 != current->block->rank});
+  if (!aligned(from, 16)) fail(place, "bulk copy: source not aligned to 16");
+#ifdef EMU_TSAN
+  for (unsigned i = 0; i < bytes; i += 16) (void)static_cast<const volatile char*>(from)[i];
+#endif
+  char* p = spoil(address, bytes, barrier, "bulk copy", place);
+  deliver_later(p, nullptr, static_cast<const char*>(from), bytes, barrier, place);
   perhaps_preempt("bulk copy", place);
 }
 
@@ -164,11 +164,13 @@ void store_release(T* p, T value, Place place) {
   perhaps_preempt("store_release", place);
   __atomic_store_n(p, value, __ATOMIC_RELEASE);
   changed();
+  perhaps_preempt("store_release", place);
 }
 inline void add_release(uint32_t* p, uint32_t value, Place place) {
   perhaps_preempt("add_release", place);
   __atomic_fetch_add(p, value, __ATOMIC_ACQ_REL);
   changed();
+  perhaps_preempt("add_release", place);
 }
 inline void wait_at_least(const uint32_t* counter, uint32_t target, Place place) {
   while (int32_t(__atomic_load_n(counter, __ATOMIC_ACQUIRE) - target) < 0) {
@@ -183,6 +185,7 @@ inline void store_relaxed(uint64_t* p, uint64_t value, Place place) {
   perhaps_preempt("store_relaxed", place);
   __atomic_store_n(p, value, __ATOMIC_RELAXED);
   changed();
+  perhaps_preempt("store_relaxed", place);
 }
 template <typename Word>
 void load_relaxed_128(const Word* p, Word* value, Place place) {
@@ -198,6 +201,7 @@ void store_relaxed_128(Word* p, const Word* value, Place place) {
   __atomic_store_n(&p->low, value->low, __ATOMIC_RELAXED);
   __atomic_store_n(&p->high, value->high, __ATOMIC_RELAXED);
   changed();
+  perhaps_preempt("store_relaxed", place);
 }
 
 template <int N, bool kTrans>

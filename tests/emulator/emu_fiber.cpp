@@ -10,6 +10,7 @@ void __asan_unpoison_memory_region(const volatile void* p, size_t bytes);
 extern "C" {
 void* __tsan_create_fiber(unsigned flags);
 void __tsan_destroy_fiber(void* fiber);
+void __tsan_set_fiber_name(void* fiber, const char* name);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void* __tsan_get_current_fiber();
 }
@@ -49,7 +50,7 @@ size_t stack_bytes() {
 #endif
 }
 
-void create(Context& context, char* stack, void (*entry)()) {
+void create(Context& context, char* stack, void (*entry)(), [[maybe_unused]] const char* name) {
   context.stack = stack;
   context.stack_bytes = stack_bytes();
 #ifdef EMU_ASSEMBLY
@@ -70,12 +71,14 @@ void create(Context& context, char* stack, void (*entry)()) {
   __asan_unpoison_memory_region(stack, context.stack_bytes);
 #elif defined(EMU_TSAN)
   context.checker = __tsan_create_fiber(0);
+  __tsan_set_fiber_name(context.checker, name);
 #endif
 }
 
-void destroy(Context& context) {
+void destroy(Context& context, [[maybe_unused]] bool finished) {
 #ifdef EMU_TSAN
-  if (context.checker) __tsan_destroy_fiber(context.checker);
+  // The checker ends the program over a thread that did not finish; the program ends soon anyway.
+  if (finished) __tsan_destroy_fiber(context.checker);
 #endif
   delete context.state;
 }

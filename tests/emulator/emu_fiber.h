@@ -18,8 +18,9 @@ struct Context {
 
 // Bytes of stack a fiber needs; sanitizers enlarge frames.
 size_t stack_bytes();
-void create(Context& context, char* stack, void (*entry)());
-void destroy(Context& context);
+// `name` for the race checker's reports.
+void create(Context& context, char* stack, void (*entry)(), const char* name);
+void destroy(Context& context, bool finished);
 // The context of the caller that is not a fiber.
 void adopt(Context& context);
 void switch_context(Context& from, Context& to);

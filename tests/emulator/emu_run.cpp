@@ -57,6 +57,7 @@ extern "C" int emu_run(void* function, EmuBuffer* buffers, int buffer_count,
     }
   }
   const int code = call(function, floats, integers);
+  const Unwatched unwatched;
   for (int b = 0; b < buffer_count; ++b) {
     if (error.empty() && overrun(memory[b])) {
       error = "a thread wrote beyond the end of buffer " + std::to_string(b);

@@ -234,6 +234,7 @@ int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t s
   if (count == 0 || grid_dim.x % cluster) return cudaErrorInvalidConfiguration;
   if (cooperative && count > resident * cluster) return cudaErrorCooperativeLaunchTooLarge;
 
+  const Unwatched unwatched;
   Grid g;
   g.grid_dim = grid_dim;
   g.block_dim = block_dim;
@@ -266,7 +267,12 @@ int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t s
       auto fiber = std::make_unique<Fiber>();
       const size_t index = g.fibers.size();
       fiber->context = &contexts[index];
-      create(contexts[index], stacks + stack_bytes() * index, fiber_main);
+#ifdef EMU_TSAN
+      const std::string name = "block " + std::to_string(i) + " thread " + std::to_string(t);
+#else
+      const std::string name;
+#endif
+      create(contexts[index], stacks + stack_bytes() * index, fiber_main, name.c_str());
       fiber->thread_idx = {t % block_dim.x, t / block_dim.x % block_dim.y,
                            t / (block_dim.x * block_dim.y)};
       fiber->linear = t;
@@ -284,7 +290,7 @@ int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t s
   adopt(scheduler_context);
   run_guarded(g);
   EMU_ACQUIRE(&g.exited);
-  for (Context& context : contexts) destroy(context);
+  for (auto& fiber : g.fibers) destroy(*fiber->context, fiber->done);
   for (size_t i = 0; i < shared.size(); ++i) {
     if (error.empty() && overrun(shared[i])) {
       error = "block " + std::to_string(i) + " wrote beyond its shared memory";

@@ -5,18 +5,26 @@
 // grid barrier a step. Limitations: N <= 16, H a multiple of 16.
 #include "device.h"
 
-#ifndef BUG
-#define BUG 0
-#endif
-
 namespace {
+
+enum Bug {
+  kNone,
+  kNoCopyWait,        // cp.async is not waited for
+  kNoBlockBarrier,    // other threads' copies are read without a barrier
+  kOutOfBounds,       // reads rows of h that do not exist
+  kBlockSkips,        // one block does not come to the grid barrier
+  kNoGridBarrier,     // blocks do not wait for each other
+  kUninitialised,     // one row of the products is never written
+  kDivergingBarrier,  // half of a block takes another barrier
+  kSharedOverrun,     // writes beyond the block's shared memory
+};
 
 constexpr int kRows = 16, kUnits = 8, kThreads = 128, kPad = 8;
 
 // gates_x [T, N, 4H], weight_hh [4H, H], h [T + 1, N, H], c [N, H], counter [1]
 __global__ void __launch_bounds__(kThreads)
     lstm_persistent(const float* gates_x, const __nv_bfloat16* weight_hh, __nv_bfloat16* h,
-                    float* c, uint32_t* counter, int T, int N, int H) {
+                    float* c, uint32_t* counter, int T, int N, int H, int bug) {
   SK_SHARED(shared);
   const int stride = H + kPad;
   auto* weights = reinterpret_cast<__nv_bfloat16*>(shared);
@@ -36,16 +44,14 @@ __global__ void __launch_bounds__(kThreads)
     const __nv_bfloat16* previous = h + int64_t(t) * N * H;
     for (int i = thread; i < kRows * (H / 8); i += kThreads) {
       const int row = i / (H / 8), k = i % (H / 8) * 8;
-      const bool valid = row < N || BUG == 3;  // 3: reads rows that do not exist
-      sk::cp_async_16(rows + row * stride + k, previous + int64_t(valid ? row : 0) * H + k, valid);
+      const bool valid = row < N || (bug == kOutOfBounds && t == T - 1);
+      sk::cp_async_16(rows + row * stride + k,
+                      previous + int64_t(valid ? row + (bug == kOutOfBounds) * N : 0) * H + k,
+                      valid);
     }
     sk::cp_async_commit();
-#if BUG != 1  // 1: no wait for cp.async
-    sk::cp_async_wait<0>();
-#endif
-#if BUG != 2  // 2: no barrier before others' copies are read
-    __syncthreads();
-#endif
+    if (bug != kNoCopyWait) sk::cp_async_wait<0>();
+    if (bug != kNoBlockBarrier) __syncthreads();
     float d[4] = {};
     for (int k = 0; k < H; k += 16) {
       uint32_t a[4], b[2];
@@ -55,16 +61,15 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-#if BUG == 6  // 6: one row of the tile is never written
-      if (row == 3) continue;
-#endif
+      if (bug == kUninitialised && row == 3) continue;
       products[(warp * kRows + row) * kUnits + column] = d[i];
     }
-#if BUG == 7  // 7: half of a block misses a barrier
-    if (thread < 64) __syncthreads();
-#else
-    __syncthreads();
-#endif
+    if (bug == kSharedOverrun) products[4 * kRows * kUnits + thread] = 0.0f;
+    if (bug == kDivergingBarrier && thread < 64) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
     for (int i = thread; i < N * kUnits; i += kThreads) {
       const int row = i / kUnits, unit = first + i % kUnits;
       float gate[4];
@@ -78,28 +83,23 @@ __global__ void __launch_bounds__(kThreads)
       h[(int64_t(t + 1) * N + row) * H + unit] =
           __float2bfloat16(sk::sigmoid_fast(gate[3]) * sk::tanh_fast(new_c));
     }
-#if BUG == 4  // 4: one block does not come to the grid barrier
-    if (blockIdx.x == 0) continue;
-#endif
-#if BUG == 5  // 5: no grid barrier
-    __syncthreads();
-#else
-    sk::grid_barrier(counter, gridDim.x, t + 1);
-#endif
+    if (bug == kBlockSkips && blockIdx.x == 0) continue;
+    if (bug == kNoGridBarrier) {
+      __syncthreads();
+    } else {
+      sk::grid_barrier(counter, gridDim.x, t + 1);
+    }
   }
-#if BUG == 1
-  sk::cp_async_wait<0>();
-#endif
 }
 
 }  // namespace
 
 extern "C" int test_lstm_persistent(const float* gates_x, const void* weight_hh, void* h, float* c,
-                                    uint32_t* counter, int T, int N, int H, void* stream) {
+                                    uint32_t* counter, int T, int N, int H, int bug, void* stream) {
   sk::LaunchConfig config{dim3(H / kUnits), dim3(kThreads)};
   config.shared_bytes = (4 * kUnits + kRows) * (H + kPad) * 2 + 4 * kRows * kUnits * 4;
   config.stream = stream;
   config.cooperative = true;
   return sk::launch(lstm_persistent, config, gates_x, static_cast<const __nv_bfloat16*>(weight_hh),
-                    static_cast<__nv_bfloat16*>(h), c, counter, T, N, H);
+                    static_cast<__nv_bfloat16*>(h), c, counter, T, N, H, bug);
 }
