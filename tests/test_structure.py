@@ -22,7 +22,7 @@ LAYERS = (
     ("explain", "info", "decode"),
     ("nn",),
     ("seq2seq",),
-    ("g2p", "gradients"),
+    ("svg", "g2p", "gradients"),
     ("__main__",),
 )
 

@@ -4,17 +4,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-LIBRARIES = ("seqkernels", "torch")
+from ..nn import GRU, LSTM, RNN
+
 States = tuple[Tensor, ...]  # (h,) or (h, c), each [L*D, N, H]
 
-_TORCH_LAYERS = {
-    "lstm": (nn.LSTM, {}),
-    "gru": (nn.GRU, {}),
-    "rnn": (nn.RNN, {}),
-    "rnn_tanh": (nn.RNN, {}),
-    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+LIBRARIES = {
+    "seqkernels": {"lstm": LSTM, "gru": GRU, "rnn": RNN},
+    "torch": {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN},
 }
-CELL_NAMES = tuple(_TORCH_LAYERS)
+CELL_OPTIONS = {
+    "lstm": ("lstm", {}),
+    "gru": ("gru", {}),
+    "rnn": ("rnn", {}),
+    "rnn_tanh": ("rnn", {}),
+    "rnn_relu": ("rnn", {"nonlinearity": "relu"}),
+}
 
 
 def recurrent_layer(
@@ -26,7 +30,7 @@ def recurrent_layer(
     bidirectional: bool = False,
     dropout: float = 0.0,
     library: str = "seqkernels",
-) -> nn.RNNBase:
+) -> nn.Module:
     """Build a time-first stack of recurrent layers.
 
     Args:
@@ -41,12 +45,12 @@ def recurrent_layer(
     Raises:
         ValueError: unknown cell or library.
     """
-    if cell not in _TORCH_LAYERS:
-        raise ValueError(f"unknown cell {cell!r}; expected one of {', '.join(CELL_NAMES)}")
+    if cell not in CELL_OPTIONS:
+        raise ValueError(f"unknown cell {cell!r}; expected one of {', '.join(CELL_OPTIONS)}")
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}; expected one of {', '.join(LIBRARIES)}")
-    layer, options = _TORCH_LAYERS[cell]
-    return layer(
+    kind, options = CELL_OPTIONS[cell]
+    return LIBRARIES[library][kind](
         input_size,
         hidden_size,
         num_layers,
@@ -75,6 +79,8 @@ def run(
         state = state if len(state) == 2 else state[0]
     if lengths is None:
         output, state = layer(x, state)
+    elif isinstance(layer, (LSTM, GRU, RNN)):
+        output, state = layer(x, state, lengths=lengths)
     else:
         packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         packed, state = layer(packed, state)

@@ -1,0 +1,8 @@
+"""`python -m seqkernels.g2p`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

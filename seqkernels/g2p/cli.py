@@ -1,0 +1,154 @@
+"""The command line of the example: train, score, speak."""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from .. import use_backend
+from .checkpoint import load_checkpoint, require_safetensors
+from .console import prompt, say
+from .distributed import world
+from .errors import G2PError
+from .run import Options, run
+
+INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments, with their defaults."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seqkernels.g2p",
+        description="Train an encoder-decoder that pronounces English words, score it, ask it.",
+    )
+    add = parser.add_argument
+    add("--minutes", type=_positive, default=5.0, help="training time; the schedule scales to it")
+    add("--seed", type=int, default=0)
+    add("--cell", choices=("lstm", "gru"), default="lstm")
+    add("--hidden", type=_even, default=256, help="width of the decoder's state, even")
+    add("--layers", type=_count, default=1, help="recurrent layers of encoder and decoder each")
+    add(
+        "--attention",
+        choices=("general", "dot", "additive", "none"),
+        default="general",
+        help="none: the textbook model, final state only",
+    )
+    add("--backend", help="a backend of seqkernels, or torch for the layers of torch.nn")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--beam", type=_count, default=4, help="hypotheses of the beam search")
+    add("--test-words", type=Path, metavar="FILE", help="test on these words, one a line")
+    add("--words", type=_count, help="use this many words of the dictionary, evenly spaced")
+    add("--json", type=Path, metavar="FILE", help="write the results")
+    add("--checkpoint", type=Path, metavar="FILE", help="keep the model here (safetensors)")
+    add("--resume", action="store_true", help="continue the training of --checkpoint")
+    add("--plot", type=Path, metavar="FILE", help="plot losses, errors and attention (SVG)")
+    add("--compare", action="store_true", help="time the same steps with torch.nn")
+    add("--say", nargs="+", metavar="WORD", help="pronounce these with --checkpoint; no training")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.checkpoint is None and (parsed.say or parsed.resume):
+        parser.error("--say and --resume need --checkpoint")
+    try:
+        device = _device(parsed.device)
+        if parsed.checkpoint is not None:
+            require_safetensors()
+        with _backend(parsed.backend):
+            if parsed.say:
+                return _say(parsed, device)
+            return _train(parsed, device)
+    except G2PError as error:
+        print(f"g2p: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(parsed: argparse.Namespace, device: torch.device) -> int:
+    options = Options(
+        minutes=parsed.minutes,
+        seed=parsed.seed,
+        cell=parsed.cell,
+        hidden=parsed.hidden,
+        layers=parsed.layers,
+        attention=parsed.attention,
+        library=_library(parsed),
+        beam=parsed.beam,
+        test_words=parsed.test_words,
+        words=parsed.words,
+        json=parsed.json,
+        checkpoint=parsed.checkpoint,
+        resume=parsed.resume,
+        plot=parsed.plot,
+        compare=parsed.compare,
+    )
+    with world(device.type) as own:
+        if device.type == "cuda" and own.size > 1:
+            device = torch.device("cuda", own.local_rank)
+        finished = run(options, device, own)
+        first = own.first
+    if finished is None:
+        return INTERRUPTED
+    if first and sys.stdin is not None and sys.stdin.isatty():
+        prompt(*finished, beam=parsed.beam)
+    return 0
+
+
+def _say(parsed: argparse.Namespace, device: torch.device) -> int:
+    checkpoint = load_checkpoint(parsed.checkpoint)
+    model = checkpoint.build(_library(parsed)).to(device)
+    good = say(model, checkpoint.symbols, parsed.say, beam=parsed.beam, best=3)
+    return 0 if good else 2
+
+
+def _library(parsed: argparse.Namespace) -> str:
+    return "torch" if parsed.backend == "torch" else "seqkernels"
+
+
+def _backend(name: str | None):
+    if name in (None, "torch"):
+        return nullcontext()
+    try:
+        return use_backend(name)
+    except ValueError as error:
+        raise G2PError(f"{error}, or torch") from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise G2PError(f"unknown device {name!r}; expected cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise G2PError(f"unknown device {name!r}; expected cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise G2PError("there is no GPU that this torch can use")
+    return device
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def _even(text: str) -> int:
+    value = _count(text)
+    if value % 2:
+        raise argparse.ArgumentTypeError(f"expected an even number, got {text}")
+    return value

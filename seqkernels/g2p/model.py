@@ -1,0 +1,123 @@
+"""The model of the example, and how it pronounces words."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..seq2seq import Decoder, Encoder, Seq2Seq
+from .data import BOS, EOS, PAD, Pronunciation, Symbols
+
+LONGEST = 40  # phonemes of an output; the longest in the dictionary has 28
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a model's shape.
+
+    Attributes:
+        cell: `lstm` or `gru`.
+        hidden: width of the decoder's state; the encoder has half of it in each direction, or,
+            without attention, all of it in one.
+        attention: `general`, `dot`, `additive` or `none`. Without attention the encoder reads the
+            word from its end and the decoder starts from its final state alone, the textbook model.
+        embedding: width of an embedding.
+        layers: recurrent layers of encoder and decoder each.
+        dropout: probability on the embeddings, between layers and before the output.
+    """
+
+    cell: str = "lstm"
+    hidden: int = 256
+    attention: str = "general"
+    embedding: int = 64
+    layers: int = 1
+    dropout: float = 0.2
+
+
+def build_model(config: ModelConfig, symbols: Symbols, library: str = "seqkernels") -> Seq2Seq:
+    """Build the model; `library="torch"` builds the same one from torch.nn, to compare with."""
+    attends = config.attention != "none"
+    common = dict(num_layers=config.layers, cell=config.cell, dropout=config.dropout)
+    encoder = Encoder(
+        symbols.source_size,
+        config.embedding,
+        config.hidden // 2 if attends else config.hidden,
+        bidirectional=attends,
+        reverse_source=not attends,
+        library=library,
+        **common,
+    )
+    decoder = Decoder(
+        symbols.target_size,
+        config.embedding,
+        config.hidden,
+        attention=config.attention if attends else None,
+        memory_size=encoder.output_size,
+        padding_idx=PAD,
+        library=library,
+        **common,
+    )
+    return Seq2Seq(encoder, decoder, bos_idx=BOS, eos_idx=EOS)
+
+
+class Answer(NamedTuple):
+    """A pronunciation and the probability that the model gives it."""
+
+    pronunciation: Pronunciation
+    probability: float
+
+
+def pronounce(
+    model: Seq2Seq,
+    symbols: Symbols,
+    words: Sequence[str],
+    *,
+    beam: int = 1,
+    best: int = 1,
+    batch_size: int = 512,
+) -> list[list[Answer]]:
+    """Pronounce words, in batches of equal length.
+
+    Args:
+        model: trained.
+        symbols: its letters and phonemes.
+        words: of known letters.
+        beam: hypotheses of the search; 1 is the greedy search.
+        best: answers for each word, at most `beam`.
+        batch_size: words searched together.
+
+    Returns:
+        For each word its answers, the best first.
+
+    Raises:
+        G2PError: a word is empty or has an unknown letter.
+    """
+    device = next(model.parameters()).device
+    encoded = [symbols.encode_word(word) for word in words]
+    order = sorted(range(len(words)), key=lambda i: len(encoded[i]))
+    answers: list[list[Answer]] = [[] for _ in words]
+    start = 0
+    while start < len(order):
+        length = len(encoded[order[start]])
+        stop = start
+        while (
+            stop < len(order) and stop - start < batch_size and len(encoded[order[stop]]) == length
+        ):
+            stop += 1
+        rows = order[start:stop]
+        start = stop
+        found = model.generate(
+            torch.tensor([encoded[i] for i in rows], device=device).t(),
+            max_length=LONGEST,
+            strategy="beam" if beam > 1 else "greedy",
+            beam_size=beam,
+            num_return_sequences=best,
+        )
+        columns = found.tokens.t().tolist()
+        for place, (ids, score) in enumerate(zip(columns, found.scores.tolist(), strict=True)):
+            if not math.isinf(score):
+                answer = Answer(symbols.decode_pronunciation(ids), math.exp(score))
+                answers[rows[place // best]].append(answer)
+    return answers
