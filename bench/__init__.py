@@ -1,0 +1,1 @@
+"""Benchmarks of seqkernels against torch.nn and other packages: `python -m bench --help`."""

@@ -1,0 +1,161 @@
+"""Who is timed: torch.nn, seqkernels as dispatched and by backend, a compiled loop, the peers."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from .cases import Case
+from .workload import Model, Workload
+
+BASELINE = "torch.nn"
+OURS = "seqkernels"
+# Modules of bench.peers, each with NAME, LABEL, unavailable() and build(work, mode).
+PEERS = ("flashrnn", "haste", "torchrl")
+
+
+class Refused(Exception):
+    """A contestant cannot run a case; the message is the reason that is published."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contestant ready to run one case in one mode.
+
+    Attributes:
+        call: what is timed.
+        parameters: names of the parameters, in the order of the gradients.
+        named: maps what the call returned to tensors under the names of `workload.results`;
+            None for a call made by `Workload.call`.
+    """
+
+    call: Callable[[], Any]
+    parameters: tuple[str, ...] = ()
+    named: Callable[[Any], dict[str, torch.Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to run a case.
+
+    Attributes:
+        name: as in the results.
+        prepare: makes the call for a workload and a mode, or raises Refused.
+        label: what was changed to make it run at all, such as "patched".
+    """
+
+    name: str
+    prepare: Callable[[Workload, str], Prepared]
+    label: str | None = None
+
+
+def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> list[Contestant]:
+    """The baseline, seqkernels as dispatched and by backend, and the further ones named.
+
+    Args:
+        case: what they will run.
+        device: where.
+        extra: of "compile", "reference" and `PEERS`.
+    """
+    from seqkernels.dispatch import BACKENDS
+
+    extra = tuple(extra)
+    found = [Contestant(BASELINE, _torch), Contestant(OURS, _seqkernels(None))]
+    for backend in BACKENDS:
+        # The reference is the oracle: a plain loop, timed only on request.
+        if backend.name == "reference" and "reference" not in extra:
+            continue
+        if not backend.devices or device.type in backend.devices:
+            found.append(Contestant(f"{OURS}.{backend.name}", _seqkernels(backend.name)))
+    if "compile" in extra:
+        found.append(Contestant("torch.compile", _compiled))
+    for name in PEERS:
+        if name in extra:
+            peer = import_module(f"bench.peers.{name}")
+            found.append(Contestant(peer.NAME, _peer(peer), peer.LABEL))
+    return found
+
+
+def oracle(work: Workload, mode: str) -> Prepared:
+    """The package's own reference recurrence in the dtype of the workload."""
+    return _seqkernels("reference")(work, mode)
+
+
+def _prepared(work: Workload, mode: str, model: Model) -> Prepared:
+    names = tuple(name for name, _ in model.named_parameters())
+    return Prepared(work.call(model, mode), names)
+
+
+def _torch(work: Workload, mode: str) -> Prepared:
+    return _prepared(work, mode, work.model(torch.nn))
+
+
+def _seqkernels(backend: str | None) -> Callable[[Workload, str], Prepared]:
+    def prepare(work: Workload, mode: str) -> Prepared:
+        import seqkernels
+
+        model = work.model(seqkernels)
+        prepared = _prepared(work, mode, model)
+        if backend is None:
+            return prepared
+
+        def call():
+            with seqkernels.use_backend(backend):
+                return prepared.call()
+
+        return Prepared(call, prepared.parameters)
+
+    return prepare
+
+
+def _compiled(work: Workload, mode: str) -> Prepared:
+    """A Python loop over `torch.compile` of one reference step: what a user can write by hand."""
+    from seqkernels import reference
+
+    case = work.case
+    if case.rows != "padded" or case.kind == "decode" or case.num_layers > 1 or case.bidirectional:
+        raise Refused("the compiled loop is measured for one padded layer in one direction")
+    model = work.model(torch.nn)
+    step = torch.compile(reference.step, dynamic=False)
+    suffix = "" if case.kind == "cell" else "_l0"
+    layer = model.layers[0]
+
+    def forward(work: Workload):
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            getattr(layer, f"{name}{suffix}")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        zeros = work.x.new_zeros(case.batch, case.hidden_size)
+        state = (zeros,) * (2 if case.cell == "lstm" else 1)
+        outputs = []
+        for gates_x in torch.nn.functional.linear(work.x, weight_ih, bias_ih).unbind(0):
+            state = step(case.cell, gates_x, weight_hh, bias_hh, state)
+            outputs.append(state[0])
+        if suffix:
+            state = tuple(s.unsqueeze(0) for s in state)
+        return torch.stack(outputs), state
+
+    forward.parameters = model.parameters
+    names = tuple(name for name, _ in model.named_parameters())
+    return Prepared(work.call(forward, mode), names)
+
+
+def _peer(peer) -> Callable[[Workload, str], Prepared]:
+    def prepare(work: Workload, mode: str) -> Prepared:
+        reason = peer.unavailable()
+        if reason is not None:
+            raise Refused(reason)
+        case = work.case
+        if (
+            case.kind != "sequence"
+            or case.rows != "padded"
+            or case.num_layers > 1
+            or case.bidirectional
+            or case.proj_size
+        ):
+            raise Refused("its adapter covers one padded layer in one direction")
+        return peer.build(work, mode)
+
+    return prepare

@@ -1,0 +1,92 @@
+"""Tables and plots in the repository, written from the committed JSON and from nothing else.
+
+In a Markdown file the text between `<!-- bench:NAME:begin -->` and `<!-- bench:NAME:end -->` is
+written here. NAME is a suite for its brief table, SUITE.full for the whole one with the plot, or
+`misses`.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from . import results, tables
+from .cases import SUITES
+from .plot import svg
+
+ROOT = results.BENCH.parent
+PAGES = ("README.md", "docs/benchmarks.md", "bench/NOTES.md")
+_BLOCK = re.compile(
+    r"(<!-- bench:(?P<name>[\w.]+):begin -->\n).*?(<!-- bench:(?P=name):end -->)", re.DOTALL
+)
+
+
+def generate(root: Path = ROOT) -> dict[Path, str]:
+    """Every generated file and what has to stand in it.
+
+    Args:
+        root: of the repository.
+
+    Raises:
+        ValueError: a marker names no suite, or a result breaks the schema.
+    """
+    paths = results.stored(root / "bench" / "results")
+    documents = {path: results.read(path) for path in paths}
+    files = {path.with_suffix(".svg"): svg(document) for path, document in documents.items()}
+    for name in PAGES:
+        page = root / name
+        if page.exists():
+            text = page.read_text()
+            files[page] = _BLOCK.sub(
+                lambda match, page=page: (
+                    f"{match[1]}{_block(match['name'], documents, page)}\n{match[3]}"
+                ),
+                text,
+            )
+    return files
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """Generated files that differ from their JSON, and plots without one."""
+    files = generate(root)
+    wrong = [
+        f"{path.relative_to(root)} is not what its JSON says"
+        for path, text in files.items()
+        if not path.exists() or path.read_text() != text
+    ]
+    orphans = set((root / "bench" / "results").glob("*/*.svg")) - files.keys()
+    return wrong + [f"{path.relative_to(root)} has no JSON" for path in sorted(orphans)]
+
+
+def write(root: Path = ROOT) -> list[Path]:
+    """Write what is stale and return it."""
+    changed = []
+    for path, text in generate(root).items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            changed.append(path)
+    return changed
+
+
+def _block(name: str, documents: dict[Path, dict], page: Path) -> str:
+    if name == "misses":
+        return tables.misses(documents.values())
+    suite, _, form = name.partition(".")
+    if suite not in SUITES or form not in ("", "full"):
+        raise ValueError(f"{page.name}: bench:{name} names no suite")
+    chosen = {p: d for p, d in documents.items() if d["suite"] == suite}
+    if not chosen:
+        return "Not measured yet."
+    parts = []
+    for path, document in chosen.items():
+        parts.append(tables.heading(document))
+        if not form:
+            parts.append(tables.brief(document))
+            continue
+        plot = Path(os.path.relpath(path.with_suffix(".svg"), page.parent)).as_posix()
+        parts += [
+            f"![Speed-up over torch.nn]({plot})",
+            tables.full(document),
+            "Speed-up over torch.nn of every contestant:",
+            tables.others(document),
+        ]
+    return "\n\n".join(parts)

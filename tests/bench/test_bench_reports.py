@@ -1,0 +1,235 @@
+"""Schema, tables, plots, pages and comparisons, from a document with round numbers."""
+
+import copy
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import documents
+import pytest
+
+from bench import compare, plot, report, results, tables
+from bench.__main__ import main
+from bench.contestants import BASELINE, OURS
+from bench.targets import target
+
+
+def test_published_results_keep_the_schema_and_their_reports_are_fresh():
+    for path in results.stored():
+        document = results.read(path)
+        assert path.parent.name == results.folder(document["device"])
+        assert path.stem == document["suite"]
+        assert not document["settings"]["quick"]
+    assert report.stale() == []
+
+
+def test_schema():
+    document = documents.example()
+    assert list(results.problems(document)) == []
+
+    def broken(change):
+        wrong = copy.deepcopy(document)
+        change(wrong)
+        return list(results.problems(wrong))
+
+    assert broken(lambda d: d.pop("why")) == ["$: no 'why'"]
+    assert broken(lambda d: d.update(extra=1)) == ["$: 'extra' is unknown"]
+    assert broken(lambda d: d["device"].update(threads=0)) == ["$.device.threads: 0 is below 1"]
+    assert broken(lambda d: d["device"].update(threads=True))[0].endswith("not of type integer")
+    assert broken(lambda d: d["results"][1].update(mode="both")) == [
+        "$.results[1].mode: 'both' is none of ['inference', 'training']"
+    ]
+    assert broken(lambda d: d["results"][0]["contestants"][0]["error"].update(h_n=None)) == [
+        "$.results[0].contestants[0].error.h_n: None is not of type number or string"
+    ]
+    assert broken(lambda d: d.update(schema=2)) == ["$: 2 is not 1".replace("$", "$.schema")]
+
+
+def test_write_and_read(tmp_path):
+    path = results.write(documents.example(), tmp_path)
+    assert path == tmp_path / "test-cpu-9000-2t" / "cpu.json"
+    assert results.read(path) == documents.example()
+    (path.parent / "other.json").write_text('{"tool": 1}')
+    assert results.stored(tmp_path) == [path]
+    wrong = documents.example() | {"suite": None}
+    with pytest.raises(ValueError, match=r"\$\.suite: None is not of type string"):
+        results.write(wrong, tmp_path)
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match="breaks bench/schema.json"):
+        results.read(path)
+
+
+def test_brief_table():
+    lines = tables.brief(documents.example()).splitlines()
+    assert lines[2] == "| LSTM | 10, 4, 8, 16 | 2.00 | 1.00 | **2.00×** | 8.00 | 5.00 | **1.60×** |"
+    assert lines[3] == "| LSTM | 10, 4, 8, 32 | 2.00 | 4.00 | **0.50×** | 8.00 | refused |  |"
+
+
+def test_full_table_and_reasons():
+    document = documents.example()
+    rows = tables.full(document).splitlines()
+    cells = [cell.strip() for cell in rows[3].split("|")[1:-1]]
+    flops = document["results"][1]["cost"]["flops"]
+    assert cells[:8] == [
+        "LSTM",
+        "10, 4, 8, 16",
+        "training",
+        "8.00",
+        "5.00",
+        "4.50–5.50",
+        "**1.60×**",
+    ] + ["1.4"]
+    assert cells[9:] == ["500.0", f"{flops / 5e-3 / 1e9:.0f}", "50.0", "10.0", "1.0 → 1.0"]
+    assert len({row.count("|") for row in rows}) == 1
+    assert tables.others(document).endswith("[1] seqkernels: no such cell")
+
+
+def test_misses_name_what_fell_short():
+    document = documents.example()
+    document["results"][1]["contestants"][1]["peak_memory_bytes"] = 5 * 2**20
+    assert tables.misses([document]).splitlines() == [
+        "- Test CPU (R) 9000, cpu: LSTM at (10, 4, 8, 16), training: peak memory 5.0 MB,"
+        " torch.nn 1.0 MB",
+        "- Test CPU (R) 9000, cpu: LSTM at (10, 4, 8, 32), inference: 0.50× against a target of"
+        " 1.4",
+        "- Test CPU (R) 9000, cpu: LSTM at (10, 4, 8, 32), training: not timed: no such cell",
+    ]
+    assert tables.misses([]) == "None."
+
+
+def test_contended_times_are_marked():
+    document = documents.example()
+    document["results"][0]["contestants"][1]["time_s"]["contended"] = True
+    text = tables.brief(document)
+    assert "**2.00×\\***" in text and "the machine was busy" in text
+
+
+@pytest.mark.parametrize(
+    ("suite", "cell", "batch", "rows", "mode", "wanted"),
+    [
+        ("cpu", "gru", 8, "padded", "training", 5.0),
+        ("cpu", "gru", 16, "padded", "inference", 1.3),
+        ("cpu", "lstm", 64, "padded", "training", 1.15),
+        ("cpu", "lstm", 64, "padded", "inference", 1.0),
+        ("cpu", "lstm", 16, "padded", "inference", 1.4),
+        ("cpu", "rnn_tanh", 1, "padded", "training", 1.3),
+        ("cpu", "gru", 64, "packed", "training", 1.8),
+        ("cpu", "gru", 64, "packed", "inference", None),
+        ("cells", "gru", 1, "padded", "inference", 1.0),
+    ],
+)
+def test_targets(suite, cell, batch, rows, mode, wanted):
+    case = documents.CASE.to_json() | {"cell": cell, "batch": batch, "rows": rows}
+    assert target(suite, case, mode, "cpu") == wanted
+
+
+def test_plot_places_points_on_a_logarithmic_axis():
+    text = plot.svg(documents.example())
+    root = ElementTree.fromstring(text)
+    width, height = float(root.get("width")), float(root.get("height"))
+    circles = root.findall(".//{*}circle")
+    for circle in circles:
+        assert 0 < float(circle.get("cx")) < width and 0 < float(circle.get("cy")) < height
+    # One in the legend, two in the panel of inference, one in that of training.
+    assert len(circles) == 4
+    base = plot._HEAD + plot._TOP
+    ticks = [t for t in root.findall(".//{*}text") if t.text in ("0.5×", "1×", "2×")][:3]
+    heights = {t.text: float(t.get("y")) - 4 for t in ticks}
+    twice, half = (float(c.get("cy")) for c in circles[1:3])
+    assert twice == pytest.approx(heights["2×"], abs=0.11)
+    assert half == pytest.approx(heights["0.5×"], abs=0.11)
+    assert min(heights.values()) >= base
+    assert plot.svg(documents.example()) == text
+
+
+def _repository(root: Path) -> Path:
+    results.write(documents.example(), root / "bench" / "results")
+    (root / "docs").mkdir()
+    (root / "README.md").write_text(
+        "# Speed\n<!-- bench:cpu:begin -->\nold\n<!-- bench:cpu:end -->\nafter\n"
+    )
+    (root / "docs" / "benchmarks.md").write_text(
+        "<!-- bench:cpu.full:begin -->\n<!-- bench:cpu.full:end -->\n"
+        "<!-- bench:large:begin -->\n<!-- bench:large:end -->\n"
+    )
+    return root
+
+
+def test_pages_are_rewritten_between_their_markers_only(tmp_path):
+    root = _repository(tmp_path)
+    assert report.stale(root) == [
+        "bench/results/test-cpu-9000-2t/cpu.svg is not what its JSON says",
+        "README.md is not what its JSON says",
+        "docs/benchmarks.md is not what its JSON says",
+    ]
+    assert len(report.write(root)) == 3
+    assert report.stale(root) == [] and report.write(root) == []
+    page = (root / "README.md").read_text()
+    assert page.startswith("# Speed\n<!-- bench:cpu:begin -->\n**Test CPU (R) 9000**, 2 threads")
+    assert page.endswith("<!-- bench:cpu:end -->\nafter\n") and "old" not in page
+    docs = (root / "docs" / "benchmarks.md").read_text()
+    assert "(../bench/results/test-cpu-9000-2t/cpu.svg)" in docs and "Not measured yet." in docs
+
+
+def test_drift_is_found(tmp_path):
+    root = _repository(tmp_path)
+    report.write(root)
+    page = root / "README.md"
+    page.write_text(page.read_text().replace("1.60×", "1.90×"))
+    (root / "bench/results/test-cpu-9000-2t/old.svg").write_text("")
+    assert report.stale(root) == [
+        "README.md is not what its JSON says",
+        "bench/results/test-cpu-9000-2t/old.svg has no JSON",
+    ]
+    page.write_text("<!-- bench:nothing:begin -->\n<!-- bench:nothing:end -->\n")
+    with pytest.raises(ValueError, match="README.md: bench:nothing names no suite"):
+        report.stale(root)
+
+
+def _scaled(factor: float, name: str) -> dict:
+    document = documents.example()
+    for result in document["results"]:
+        for row in result["contestants"]:
+            if row["time_s"] and row["name"] == name:
+                for key in ("median", "p20", "p80"):
+                    row["time_s"][key] *= factor
+    return document
+
+
+def test_compare_fails_beyond_the_regression(tmp_path, capsys):
+    old = results.write(documents.example(), tmp_path / "old")
+    slower = results.write(_scaled(1.5, OURS), tmp_path / "slower")
+    assert main(["compare", str(old), str(old)]) == 0
+    assert main(["compare", str(old.parents[1]), str(slower.parents[1])]) == 1
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "7 compared, 3 slower by more than 10%"
+    assert (
+        " 1.500  slower  test-cpu-9000-2t cpu lstm-T10-N4-I8-H16-float32 inference seqkernels"
+        in out
+    )
+    assert main(["compare", str(old), str(slower), "--regression", "0.6"]) == 0
+    assert main(["compare", str(slower), str(old)]) == 0
+
+
+def test_compare_leaves_noise_alone_and_can_be_relative(tmp_path):
+    old = documents.example()
+    (change,) = {
+        (round(c.ratio, 3), c.certain)
+        for c in compare.changes([old], [_scaled(1.15, OURS)])
+        if c.name.endswith(OURS)
+    }
+    assert change == (1.15, False)
+    # A machine at half speed: every time doubles, no ratio to torch.nn changes.
+    both = _scaled(2.0, OURS)
+    for mine, theirs in zip(both["results"], _scaled(2.0, BASELINE)["results"], strict=True):
+        mine["contestants"][0] = theirs["contestants"][0]
+    assert {c.ratio for c in compare.changes([old], [both])} == {2.0}
+    assert {c.ratio for c in compare.changes([old], [both], relative=True)} == {1.0}
+
+
+def test_compare_says_what_is_missing(tmp_path, capsys):
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert f"no results in {tmp_path}" in capsys.readouterr().err
+    a = results.write(documents.document(suite="cpu"), tmp_path / "a")
+    assert main(["compare", str(a), str(a)]) == 2
+    assert "no measurement in common" in capsys.readouterr().err

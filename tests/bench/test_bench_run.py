@@ -1,0 +1,90 @@
+"""Memory, costs, further contestants and the errors of the command line."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import memory, roofline, runner
+from bench.__main__ import main
+from bench.cases import SUITES, Case, Suite
+from bench.contestants import BASELINE
+from bench.timing import QUICK
+from seqkernels import reference
+
+CPU = torch.device("cpu")
+TINY = Case("gru", 4, 3, 5, 6)
+
+
+def test_errors_of_the_command_line(capsys):
+    assert main(["run", "nothing", "--device", "cpu"]) == 2
+    assert "unknown suite 'nothing'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(["run", "cpu", "--device", "cuda"]) == 2
+        assert "there is no GPU" in capsys.readouterr().err
+
+
+def test_list_names_every_suite(capsys):
+    assert main(["list", "--cases"]) == 0
+    out = capsys.readouterr().out
+    for suite in SUITES.values():
+        assert suite.name in out and suite.why in out
+
+
+def test_peak_memory_is_about_what_the_backward_keeps():
+    case = Case("lstm", 64, 64, 128, 256)
+    found = memory.peak(case, "training", BASELINE, CPU)
+    # The output, its gradient's products and at least the four gates of every step are kept.
+    kept = 64 * 64 * 256 * 4 * 5
+    assert kept < found < 10 * kept
+    assert memory.peak(case, "inference", BASELINE, CPU) < found
+
+
+def test_cost_counts_products():
+    case = Case("lstm", length=10, batch=4, input_size=8, hidden_size=16)
+    cost = roofline.cost(case, "inference")
+    assert cost.flops == 10 * 4 * 2 * 64 * (8 + 16)
+    assert roofline.cost(case, "training").flops == 3 * cost.flops
+    assert cost.weight_bytes == 4 * (64 * (8 + 16) + 2 * 64)
+    assert cost.exchange_bytes == 4 * 4 * 16 and cost.steps == 10
+    deep = replace(case, num_layers=2, bidirectional=True)
+    assert roofline.cost(deep, "inference").flops == 2 * 40 * 2 * 64 * ((8 + 16) + (32 + 16))
+    assert roofline.cost(deep, "inference").steps == 11
+    packed = replace(case, rows="packed")
+    assert roofline.cost(packed, "inference").flops == sum(packed.lengths()) * 2 * 64 * 24
+
+
+def test_floor_of_a_gpu_is_its_exchanges():
+    rates = {"flops": {"float32": 1e18, "float16": 1e18}, "bytes": 1e18}
+    case = Case("lstm", 1024, 16, 512, 512, dtype="float16")
+    floor = roofline.floor_seconds(case, "inference", "cuda", rates)
+    assert floor == pytest.approx(1024 * 0.4e-6, rel=0.01)
+    # Weights beyond one cluster's shared memory are exchanged through L2.
+    wide = replace(case, hidden_size=1024, input_size=1024)
+    assert roofline.floor_seconds(wide, "inference", "cuda", rates) > 2 * floor
+    assert roofline.floor_seconds(case, "training", "cuda", rates) > 1.9 * floor
+    on_cpu = roofline.floor_seconds(case, "inference", "cpu", rates)
+    assert on_cpu == roofline.cost(case, "inference").flops / 1e18
+
+
+@pytest.mark.parametrize("kind", ["sequence", "cell"])
+def test_compiled_loop_is_a_contestant(monkeypatch, kind):
+    # Compiling takes the better part of a minute; what it is given has to be right either way.
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
+    suite = Suite("tiny", "One compiled step.", (replace(TINY, kind=kind),))
+    document = runner.run_suite(suite, CPU, QUICK, with_memory=False, extra=("compile",))
+    for result in document["results"]:
+        rows = {row["name"]: row for row in result["contestants"]}
+        assert rows["torch.compile"]["time_s"], rows["torch.compile"]["refused"]
+    assert compiled == [reference.step] * 2
+
+
+def test_peers_say_why_they_cannot_run():
+    suite = Suite("tiny", "Peers.", (replace(TINY, modes=("inference",)),))
+    names = ("flashrnn", "haste", "torchrl")
+    document = runner.run_suite(suite, CPU, QUICK, with_memory=False, extra=names)
+    rows = {row["name"]: row for row in document["results"][0]["contestants"]}
+    for name in ("FlashRNN", "Haste", "TorchRL"):
+        assert "not installed" in rows[name]["refused"] or "GPU" in rows[name]["refused"]
+    assert rows["FlashRNN"]["label"] == "patched"
