@@ -41,7 +41,13 @@ CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
 ]
-CUDA_SOURCES = []  # .cu without a torch header, .cpp with the stable ABI
+CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
+    "csrc/cuda/binding.cpp",
+    "csrc/cuda/stepwise.cpp",
+    "csrc/cuda/runtime.cu",
+    "csrc/cuda/cell.cu",
+    "csrc/cuda/cell_reset_before.cu",
+]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]

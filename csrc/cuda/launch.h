@@ -1,0 +1,88 @@
+// What the binding may ask of the CUDA kernels: plain structs of pointers and sizes, and functions
+// that launch on a stream. No torch and no CUDA header, so both sides compile fast and apart.
+//
+// Tensors are contiguous. "Storage" is the dtype of the call; "carry" is float, or double for
+// float64: what a sequence keeps between its steps. Every function returns a cudaError_t as int.
+#pragma once
+#include <cstdint>
+
+#include "cells.h"
+
+namespace seqkernels {
+
+// One pointwise step of `rows` rows. Null pointers leave a part out.
+struct CellForwardArgs {
+  int64_t rows = 0, hidden = 0;
+  const void* gates_x = nullptr;  // [rows, G*H]
+  const void* gates_h = nullptr;  // [rows, G*H], the recurrent product without bias
+  const void* bias_hh = nullptr;  // [G*H]
+  const void* h = nullptr;        // [rows, H] previous state in storage; null: it is in the carry
+  const void* c = nullptr;
+  void* carry_h = nullptr;  // [rows, H] previous state, replaced by the new one
+  void* carry_c = nullptr;
+  const int64_t* lengths = nullptr;  // [rows]: a row whose length is at most `step` stays as it is
+  int64_t step = 0;
+  const bool* reset = nullptr;  // [rows]: the previous state is zero, unless the row has ended
+  void* output = nullptr;       // [rows, H] new h, zeros in ended rows
+  void* c_sequence = nullptr;   // [rows, H]
+  void* saved = nullptr;        // [rows, K*H]
+  void* h_next = nullptr;       // [rows, H] state after the step, ended rows included
+  // gru_reset_before alone: its step has two launches with a product between.
+  void* update = nullptr;   // [rows, H] carry: z, from the first launch to the second
+  void* reset_h = nullptr;  // [rows, H] r * h, from the first launch
+};
+
+// Gradients of one step. The gradient of the new h is carry_h + recurrent + grad_output.
+struct CellBackwardArgs {
+  int64_t rows = 0, hidden = 0;
+  const void* grad_output = nullptr;      // [rows, H]
+  const void* grad_c_sequence = nullptr;  // [rows, H]
+  const void* recurrent = nullptr;        // [rows, H] what came back through the product
+  const bool* recurrent_reset = nullptr;  // [rows]: where true, `recurrent` counts as zero
+  void* carry_h = nullptr;                // [rows, H] gradient of the state, replaced
+  void* carry_c = nullptr;
+  const void* previous_h = nullptr;  // [rows, H] state before the step, of the first previous_rows
+  const void* previous_c = nullptr;
+  const void* first_h = nullptr;  // [rows, H] the same for all other rows
+  const void* first_c = nullptr;
+  int64_t previous_rows = 0;
+  bool first_at_end = false;    // a row in its last step takes first_h (reversed, with lengths)
+  const void* new_h = nullptr;  // [rows, H] state after the step
+  const void* new_c = nullptr;
+  const void* saved = nullptr;       // [rows, K*H]
+  const int64_t* lengths = nullptr;  // as in the forward
+  int64_t step = 0;
+  const bool* reset = nullptr;
+  void* grad_gates_x = nullptr;   // [rows, G*H]
+  void* grad_gates_h = nullptr;   // [rows, G*H], whole
+  void* grad_gates_hn = nullptr;  // [rows, H], gru's n columns
+  void* grad_h = nullptr;         // [rows, H] in storage
+  void* grad_c = nullptr;
+  const void* grad_reset_h = nullptr;  // [rows, H] gradient of r * h: second launch alone
+};
+
+int launch_cell_forward(Cell cell, Dtype dtype, const CellForwardArgs& args, void* stream);
+int launch_cell_backward(Cell cell, Dtype dtype, const CellBackwardArgs& args, void* stream);
+// The two halves of a step of gru_reset_before. First half: product with the r and z rows,
+// gates_h [rows, 2H]; second: product of r * h with the n rows, gates_h [rows, H].
+int launch_reset_forward(Dtype dtype, const CellForwardArgs& args, void* stream);
+int launch_update_forward(Dtype dtype, const CellForwardArgs& args, void* stream);
+// Backward runs the halves the other way round; its first half gives the z and n columns.
+int launch_update_backward(Dtype dtype, const CellBackwardArgs& args, void* stream);
+int launch_reset_backward(Dtype dtype, const CellBackwardArgs& args, void* stream);
+// carry = storage, or zeros where `from` is null; `count` elements.
+int launch_widen(Dtype dtype, void* carry, const void* from, int64_t count, void* stream);
+// to = carry + recurrent (where given, and not where `reset` [rows]), [rows, hidden].
+int launch_narrow(Dtype dtype, void* to, const void* carry, const void* recurrent,
+                  const bool* reset, int64_t rows, int64_t hidden, void* stream);
+
+// Facts of the current device that decide what can be launched.
+struct DeviceFacts {
+  int major = 0, minor = 0, processors = 0;
+  int shared_per_block = 0;  // bytes a block may opt in to
+};
+int query_device(DeviceFacts* facts);
+const char* error_name(int error);
+int zero_async(void* p, int64_t bytes, void* stream);
+
+}  // namespace seqkernels

@@ -1,0 +1,20 @@
+// The CUDA bindings as ops on CPU tensors, in the library seqkernels_emulated: the same binding and
+// kernel sources, with kernels run by the emulator. Schemas are those of csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#undef STABLE_TORCH_LIBRARY
+#define STABLE_TORCH_LIBRARY(ns, m) STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels_emulated, m)
+#include "ops.cpp"
+
+#undef STABLE_TORCH_LIBRARY_IMPL
+#define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) \
+  _STABLE_TORCH_LIBRARY_IMPL(seqkernels_emulated, CPU, m, __COUNTER__)
+#include "cuda/binding.cpp"
+#include "emu_state.h"
+
+// 0 round robin, 1 shuffled, 2 depth first.
+extern "C" __attribute__((visibility("default"))) void emulated_schedule(int schedule,
+                                                                         unsigned seed) {
+  emu::schedule = static_cast<emu::Schedule>(schedule);
+  emu::rng.seed(seed);
+}

@@ -1,0 +1,65 @@
+"""The CUDA ops on CPU tensors: binding and kernels unchanged, run by the emulator.
+
+`ops()` builds and loads `torch.ops.seqkernels_emulated`, whose ops have the names and schemas of
+`torch.ops.seqkernels`. torch's products take the place of cuBLAS.
+"""
+
+import ctypes
+import functools
+import hashlib
+import shlex
+from pathlib import Path
+
+import torch
+from emulator import (
+    CACHE,
+    CORE,
+    FLAGS,
+    HERE,
+    ROOT,
+    SCHEDULES,
+    _headers,
+    _make,
+    _object,
+    compiler,
+    cuda_home,
+)
+
+import seqkernels  # noqa: F401  (loads torch's libraries)
+
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+BINDINGS = [HERE / "emulated_ops.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
+BINDINGS = [b for b in BINDINGS if b.name != "binding.cpp"]  # emulated_ops.cpp includes it
+
+
+def _library() -> Path:
+    torch_dir = Path(torch.__file__).parent
+    includes = [f"-I{p}" for p in (HERE, ROOT / "csrc", ROOT / "csrc" / "cuda")]
+    includes += [f"-I{cuda_home() / 'include'}", f"-isystem{torch_dir / 'include'}"]
+    flags = [*FLAGS, "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
+    headers = _headers()
+    own = headers + b"".join(b.read_bytes() for b in (ROOT / "csrc").rglob("*.cpp"))
+    own += torch.__version__.encode()
+    kernel_includes = [*includes[:3], f"-I{cuda_home() / 'include'}"]
+    objects = [_object(k, [*FLAGS, *kernel_includes], headers) for k in KERNELS]
+    objects += [_object(HERE / f"{c}.cpp", [*FLAGS, *kernel_includes], headers) for c in CORE]
+    objects += [_object(b, flags, own) for b in BINDINGS]
+    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
+    output = CACHE / f"ops-{key}.so"
+    if not output.exists():
+        link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu"]
+        _make([shlex.split(compiler()[-1])[0], *map(str, objects), *link, "-lc10"], output)
+    return output
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL:
+    path = str(_library())
+    torch.ops.load_library(path)
+    return ctypes.CDLL(path)
+
+
+def ops(schedule: str = "round robin", seed: int = 1):
+    """The emulated ops, with every later launch on the named schedule."""
+    _loaded().emulated_schedule(SCHEDULES.index(schedule), seed)
+    return torch.ops.seqkernels_emulated

@@ -1,0 +1,210 @@
+"""Sequence and cell ops of any backend against the reference, by the rule of tolerance.py.
+
+Results, final states and every gradient are compared: those of gates_x, the states, and the
+recurrent weights and bias, which are made from what the backward op returns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tolerance import assert_parity
+from torch import Tensor
+
+from seqkernels import reference
+from seqkernels.cells import CELLS
+from seqkernels.ops.sequence import reference_sequence
+from seqkernels.ops.weights import bias_grads, weight_hh_grad
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one sequence."""
+
+    steps: int
+    batch: int
+    hidden_size: int
+    lengths: tuple[int, ...] | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    reset: bool = False
+    reverse: bool = False
+    bias: bool = True
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Float32 rounded to 10 mantissa bits, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def inputs_of(cell: str, case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"):
+    """([gates_x, weight_hh, bias_hh, h_0, c_0], [lengths, batch_sizes, reset, reverse])."""
+    spec, h = CELLS[cell], case.hidden_size
+    rows = (sum(case.batch_sizes),) if case.batch_sizes else (case.steps, case.batch)
+
+    def random(*shape, scale=1.0):
+        return (torch.randn(shape) * scale).to(dtype).to(device)
+
+    values = [
+        random(*rows, spec.gates * h),
+        random(spec.gates * h, h, scale=h**-0.5),
+        random(spec.gates * h) if case.bias else None,
+        random(case.batch, h),
+        random(case.batch, h) if spec.states == 2 else None,
+    ]
+    reset = (torch.rand(case.steps, case.batch) < 0.3).to(device) if case.reset else None
+    lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
+    batch_sizes = None if case.batch_sizes is None else torch.tensor(case.batch_sizes)
+    return values, [lengths, batch_sizes, reset, case.reverse]
+
+
+def grads_like(results):
+    """Random gradients of the results that exist; the same for every dtype."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        None
+        if r is None or r.numel() == 0
+        else torch.randn(r.shape, generator=generator).to(r.device)
+        for r in results
+    ]
+
+
+def expected(cell: str, values, layout, dtype: torch.dtype, tf32: bool = False):
+    """(results, gradients) of the reference in `dtype`, by name."""
+    spec = CELLS[cell]
+    leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in values]
+    gates_x, weight_hh, bias_hh, *state = leaves
+    state = [s for s in state if s is not None]
+    product_weight = weight_hh
+    if tf32:
+        with torch.no_grad():
+            rounding = to_tf32(weight_hh.detach()) - weight_hh
+        product_weight = weight_hh + rounding
+    output, final, c_sequence = reference_sequence(
+        spec, gates_x, product_weight, bias_hh, state, *layout
+    )
+    results = [output, final[0], final[1] if spec.states == 2 else None, c_sequence]
+    pairs = [
+        (r, g.to(values[0].dtype).to(dtype))
+        for r, g in zip(results, grads_like(results), strict=True)
+        if g is not None
+    ]
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    found = iter(torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs]))
+    names = ("gates_x", "weight_hh", "bias_hh", "h_0", "c_0")
+    grads = {
+        f"grad_{n}": next(found) for n, leaf in zip(names, leaves, strict=True) if leaf is not None
+    }
+    names = ("output", "h_n", "c_n", "c_sequence")
+    return {n: r.detach() for n, r in zip(names, results, strict=True) if r is not None}, grads
+
+
+def actual(cell: str, values, layout, forward: Callable, backward: Callable):
+    """(results, gradients) of a pair of sequence ops, by name; and the results without saving."""
+    spec = CELLS[cell]
+    gates_x, weight_hh, bias_hh, h_0, c_0 = values
+    output, h_n, c_n, c_sequence, saved = forward(*values, *layout, True)
+    results = [output, h_n, c_n, c_sequence]
+    grads = [None if g is None else g.to(gates_x.dtype) for g in grads_like(results)]
+    grad_x, grad_h, grad_h_0, grad_c_0 = backward(
+        *grads, weight_hh, h_0, c_0, output, c_sequence, saved, *layout
+    )
+    found = {"grad_gates_x": grad_x, "grad_h_0": grad_h_0}
+    # In float64: the large products of the weights are torch's and not under test.
+    wide = [t.double() for t in (grad_x, grad_h, saved, h_0, output)]
+    dtype = gates_x.dtype
+    found["grad_weight_hh"] = weight_hh_grad(spec, *wide, *layout).to(dtype)
+    if bias_hh is not None:
+        found["grad_bias_hh"] = bias_grads(spec, *wide[:2])[1].to(dtype)
+    if spec.states == 2:
+        found["grad_c_0"] = grad_c_0
+    names = ("output", "h_n", "c_n", "c_sequence")
+    kept = {n: r for n, r in zip(names, results, strict=True) if r.numel()}
+    inference = forward(*values, *layout, False)
+    return kept, found, dict(zip(names, inference, strict=False))
+
+
+def check_sequence(
+    cell: str,
+    case: Case,
+    dtype: torch.dtype,
+    forward: Callable,
+    backward: Callable,
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
+) -> None:
+    """Assert the tolerance rule for every result and gradient of one case."""
+    # The rule speaks of norms: of one or two numbers it would compare luck, so tiny cases are drawn
+    # several times and their results joined.
+    draws = max(1, 64 // (case.steps * case.batch * case.hidden_size))
+    found = []
+    for _ in range(draws):
+        values, layout = inputs_of(cell, case, dtype, device)
+        ours = actual(cell, values, layout, forward, backward)
+        exact = expected(cell, values, layout, torch.float64)
+        theirs = None if dtype == torch.float64 else expected(cell, values, layout, dtype, tf32)
+        check_exact_facts(case, layout[0], *ours)
+        found.append(({**ours[0], **ours[1]}, theirs and {**theirs[0], **theirs[1]}, exact))
+    for name in found[0][0]:
+        ours = torch.stack([f[0][name] for f in found])
+        theirs = None if found[0][1] is None else torch.stack([f[1][name] for f in found])
+        exact = torch.stack([{**f[2][0], **f[2][1]}[name] for f in found])
+        assert_parity(ours, theirs, exact, name)
+
+
+def check_exact_facts(case: Case, lengths: Tensor | None, results, grads, inference) -> None:
+    """What holds to the last bit: inference equals training, and ended rows are zeros."""
+    for name in ("output", "h_n", "c_n"):
+        if name in results:
+            assert torch.equal(inference[name], results[name]), f"{name} changes without saving"
+    assert inference["c_sequence"].numel() == 0
+    if lengths is not None:
+        steps = torch.arange(case.steps, device=lengths.device).unsqueeze(-1)
+        ended = steps >= lengths
+        assert not results["output"][ended].any(), "output past a row's end"
+        assert not grads["grad_gates_x"][ended].any(), "gate gradients past a row's end"
+
+
+def check_cell(
+    cell: str,
+    rows: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    forward: Callable,
+    backward: Callable,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Assert the tolerance rule for one pointwise step and its gradients."""
+    spec = CELLS[cell]
+
+    def random(*shape):
+        return torch.randn(shape).to(dtype).to(device)
+
+    states = [random(rows, hidden_size) for _ in range(spec.states)]
+    gates = [random(rows, spec.gates * hidden_size) for _ in range(2)]
+    grads = [random(rows, hidden_size) for _ in range(spec.states)]
+
+    def reference_in(kind):
+        leaves = [t.to(kind).requires_grad_() for t in (*gates, *states)]
+        found = reference.cell(cell, *leaves[:2], tuple(leaves[2:]))
+        back = torch.autograd.grad(
+            found, leaves, [g.to(kind) for g in grads], allow_unused=True, materialize_grads=True
+        )
+        return [t.detach() for t in (*found, *back)]
+
+    h, c = (*states, None)[:2]
+    new_h, new_c, saved = forward(*gates, h, c, True)
+    two = spec.states == 2
+    grad_x, grad_h_gates, grad_h, grad_c = backward(
+        grads[0], grads[1] if two else None, h, c, new_h, new_c, saved
+    )
+    if not spec.separate_hidden:
+        grad_h_gates = grad_x
+    found = [new_h, *([new_c] if two else []), grad_x, grad_h_gates, grad_h]
+    found += [grad_c] if two else []
+    names = ["new_h", *(["new_c"] if two else [])]
+    names += ["grad_gates_x", "grad_gates_h", "grad_h", "grad_c"]
+    exact = reference_in(torch.float64)
+    theirs = reference_in(dtype) if dtype != torch.float64 else [None] * len(exact)
+    for name, ours, their, right in zip(names, found, theirs, exact, strict=False):
+        assert_parity(ours, their, right, name)
+    assert torch.equal(forward(*gates, h, c, False)[0], new_h)
