@@ -31,18 +31,23 @@ _BASE_COLOUR = "#dc2626"
 _TARGET_COLOUR = "#9ca3af"
 
 _PLOT_W, _PLOT_H = 380, 150  # the axes of one panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 44  # around them
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 62  # around them
 _HEAD = 66  # title and legend
 
 
 @dataclass
 class _Panel:
-    """Points of one model in one mode; `points[name][x]` is (median, low, high) speed-up."""
+    """Points of one model in one mode.
+
+    `points[name][x]` is (median, low, high) speed-up, `chosen[x]` the contestant that seqkernels
+    dispatched to.
+    """
 
     title: str
     labels: list[tuple[str, ...]] = field(default_factory=list)
     points: dict[str, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
     targets: dict[int, float] = field(default_factory=dict)
+    chosen: dict[int, str] = field(default_factory=dict)
 
 
 def svg(document: dict) -> str:
@@ -93,6 +98,8 @@ def _panels(document: dict, sweep: str) -> tuple[dict[tuple[str, str], _Panel], 
             if base is None or row["name"] == BASELINE or row["time_s"] is None:
                 continue
             reference, times = base["time_s"]["median"], row["time_s"]
+            if row["name"] == OURS:
+                panel.chosen[x] = f"{OURS}.{row['detail']}"
             panel.points.setdefault(row["name"], {})[x] = (
                 reference / times["median"],
                 reference / times["p80"],
@@ -121,7 +128,8 @@ def _title_and_label(case: dict, sweep: str) -> tuple[str, tuple[str, ...]]:
         extra.append(f"V={case['vocabulary']}")
     size = f"H={case['hidden_size']}"
     return model_name(plain), (
-        f"T={case['length']} N={case['batch']}",
+        f"T={case['length']}",
+        f"N={case['batch']}",
         size if case["input_size"] == case["hidden_size"] else f"I={case['input_size']} {size}",
         ", ".join(extra),
     )
@@ -156,22 +164,23 @@ def _draw(panel: _Panel, left: float, top: float, names: list[str], lines: bool)
     for i, wanted in panel.targets.items():
         y = height(wanted)
         out.append(_line(places[i] - half, y, places[i] + half, y, _TARGET_COLOUR, 1.5, "4 3"))
-    # Rings stand where their backend stands; all others side by side.
+    # The ring stands around the backend it was dispatched to, all others side by side.
     beside = [n for n in names if n in panel.points and n != OURS]
     step = min(11.0, 2 * half / max(1, len(beside)))
     shift = {n: (i - (len(beside) - 1) / 2) * step for i, n in enumerate(beside)}
     for name in [*beside, *([OURS] if OURS in panel.points else [])]:
         colour = COLOURS.get(name, _OTHER)
         points = panel.points[name]
-        if lines and len(points) > 1:
-            at = [(places[i] + shift.get(name, 0), height(p[0])) for i, p in points.items()]
+        if lines and len(points) > 1 and name != OURS:
+            at = [(places[i] + shift[name], height(p[0])) for i, p in points.items()]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
             out.append(
                 f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-opacity="0.5"/>'
             )
         for i, (median, slow, quick) in points.items():
-            x = places[i] + shift.get(name, 0)
-            out.append(_line(x, height(slow), x, height(quick), colour))
+            x = places[i] + shift.get(panel.chosen[i] if name == OURS else name, 0)
+            if name != OURS:
+                out.append(_line(x, height(slow), x, height(quick), colour))
             out.append(_mark(x, height(median), name))
     return out
 
