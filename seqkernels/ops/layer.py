@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..cells import CellSpec
 from .registry import LIBRARY, NAMESPACE, differentiable_grads, get
 from .sequence import fake_sequence, reference_sequence, run_backward, save_flags
-from .weights import bias_grads, fold_bias, weight_hh_grad
+from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 
 _SCHEMA = (
     "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h_0, "
@@ -66,7 +66,7 @@ def register_layer(spec: CellSpec) -> None:
             grad_bias_ih, grad_bias_hh = bias_grads(spec, grad_gates, grad_h)
         return (
             (rows @ weight_ih).view(x.shape) if need[0] else None,
-            rows.t() @ x.flatten(0, -2) if need[1] else None,
+            rows_product(rows, x.flatten(0, -2)) if need[1] else None,
             weight_hh_grad(spec, grad_gates, grad_h, saved, h_0, output, *layout)
             if need[2]
             else None,

@@ -80,12 +80,23 @@ def _slices(
     return [(slice(0, rows), h_0), (slice(rows, None), output[:-1].flatten(0, 1))]
 
 
+def rows_product(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T x, the sum over all rows of grad [R, G*H] and x [R, I]: [G*H, I].
+
+    For fewer than 12 columns of x, MKL adds the float32 products up one after another: over 4000
+    rows the error is 1.1e-6, and 2.7e-7 with the operands swapped.
+    """
+    if x.shape[1] < 12 <= grad.shape[1]:
+        return (x.t() @ grad).t().contiguous()
+    return grad.t() @ x
+
+
 def _product(grad: Tensor, slices: list[tuple[slice, Tensor]]) -> Tensor:
     """Sum over the slices of grad[rows]^T h."""
     (rows, h), *rest = slices
-    total = grad[rows].t() @ h
+    total = rows_product(grad[rows], h)
     for rows, h in rest:
-        total = torch.addmm(total, grad[rows].t(), h)
+        total += rows_product(grad[rows], h)
     return total
 
 

@@ -15,8 +15,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True, params=["reference"])
+@pytest.fixture(params=[None, "reference"], ids=["default", "reference"])
 def backend(request):
-    """Run the test once with each of these backends."""
+    """Run the test with the backend that the dispatcher takes, and with the reference."""
     with seqkernels.use_backend(request.param):
         yield request.param

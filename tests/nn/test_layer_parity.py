@@ -8,6 +8,8 @@ from torch import nn
 
 import seqkernels
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 KINDS = ("LSTM", "GRU", "RNN")
 
 # Named shapes (T, N, I, H): single units, odd tails, more than one vector and one block of rows.
@@ -201,11 +203,6 @@ def test_reset_before_is_the_literature_form():
     z = torch.sigmoid(x @ w_z.T + h @ u_z.T + b_z)
     n = torch.tanh(x @ w_n.T + (r * h) @ u_n.T + b_n)
     assert_parity(ours(x[None], h[None])[0][0], None, (1 - z) * h + z * n, "h")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_long_sequence(kind):
-    assert_same(trio(kind, 3, 8), _input(1000, 2, 3), None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

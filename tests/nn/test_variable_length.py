@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import (
 
 import seqkernels
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 KINDS = ("LSTM", "GRU", "RNN")
 SORTED, UNSORTED = (6, 4, 4, 1), (3, 6, 1, 4)
 OPTIONS = {
