@@ -17,8 +17,10 @@ struct LaunchConfig {
 
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), const LaunchConfig& config, A... args) {
-  return emu::launch([=] { kernel(P(args)...); }, config.grid, config.block, config.shared_bytes,
-                     config.cluster, config.cooperative);
+  const std::tuple<P...> arguments{static_cast<P>(args)...};
+  return emu::launch(
+      {reinterpret_cast<void*>(kernel), emu::invoke<P...>, &arguments, sizeof(arguments)},
+      config.grid, config.block, config.shared_bytes, config.cluster, config.cooperative);
 }
 // Clusters (or blocks, without clusters) of `kernel` that the device can hold at once.
 template <typename... P>

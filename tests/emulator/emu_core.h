@@ -7,9 +7,9 @@
 
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #ifdef EMU_TSAN
@@ -120,11 +120,19 @@ struct Delivery {
   bool remote;
 };
 
+// A kernel and its arguments.
+struct Call {
+  void* kernel;
+  void (*invoke)(void* kernel, const void* arguments);
+  const void* arguments;
+  size_t bytes;
+};
+
 struct Grid {
   dim3 grid_dim, block_dim;
   unsigned cluster = 1;
   size_t shared_bytes = 0;
-  std::function<void()> kernel;
+  Call call;
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<Block*> block_pointers;
   std::vector<Barrier> cluster_barriers;
@@ -196,8 +204,14 @@ void mbarrier_count(uint32_t barrier, unsigned arrivals, int bytes, bool remote,
 // Pointer behind a cluster address, checked to lie in a live block's shared memory.
 char* shared_pointer(uint32_t address, size_t bytes, const char* what, Place place);
 
-int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t shared_bytes,
-           unsigned cluster, bool cooperative);
+// Calls the kernel behind `kernel` with the std::tuple of its parameters at `arguments`.
+template <typename... P>
+void invoke(void* kernel, const void* arguments) {
+  std::apply(reinterpret_cast<void (*)(P...)>(kernel),
+             *static_cast<const std::tuple<P...>*>(arguments));
+}
+int launch(const Call& call, dim3 grid_dim, dim3 block_dim, size_t shared_bytes, unsigned cluster,
+           bool cooperative);
 int max_resident(dim3 block_dim, size_t shared_bytes, unsigned cluster, int* clusters);
 
 // An mbarrier's 64 bits. All ones, the poison, is not a valid state.

@@ -4,12 +4,22 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "emu_state.h"
 
 namespace emu {
 
+namespace {
+
 constexpr size_t kPage = 4096;
+
+// All guarded memory, by address: torch allocates from several threads.
+std::mutex registry_mutex;
+std::map<const char*, size_t> registry;
+
+}  // namespace
 
 Guarded guarded(size_t bytes, size_t alignment) {
   Guarded memory;
@@ -29,6 +39,8 @@ Guarded guarded(size_t bytes, size_t alignment) {
   memory.padding = padded - bytes;
   memset(memory.data + bytes, 0xff, memory.padding);
 #endif
+  const std::lock_guard<std::mutex> lock(registry_mutex);
+  registry[memory.data] = bytes;
   return memory;
 }
 
@@ -40,6 +52,10 @@ bool overrun(const Guarded& memory) {
 }
 
 void release(Guarded& memory) {
+  {
+    const std::lock_guard<std::mutex> lock(registry_mutex);
+    registry.erase(memory.data);
+  }
 #ifdef EMU_ASAN
   free(memory.base);
 #else
@@ -49,6 +65,17 @@ void release(Guarded& memory) {
 }
 
 }  // namespace emu
+
+extern "C" uint64_t emu_allocation(const void* p, const void** base) {
+  const std::lock_guard<std::mutex> lock(emu::registry_mutex);
+  auto next = emu::registry.upper_bound(static_cast<const char*>(p));
+  if (next == emu::registry.begin()) return 0;
+  --next;
+  const size_t offset = static_cast<const char*>(p) - next->first;
+  if (offset >= next->second) return 0;
+  *base = next->first;
+  return next->second;
+}
 
 extern "C" {
 

@@ -28,17 +28,14 @@ extern "C" int emu_run(void* function, EmuBuffer* buffers, int buffer_count,
                        const EmuPointer* pointers, int pointer_count, const EmuArgument* arguments,
                        int argument_count, int schedule, unsigned seed) {
   using namespace emu;
-  error.clear();
-  switches = 0;
-  emu::schedule = static_cast<Schedule>(schedule);
-  rng.seed(seed);
+  emu_begin(schedule, seed);
   std::vector<Guarded> memory;
   for (int b = 0; b < buffer_count; ++b) {
     memory.push_back(guarded(buffers[b].bytes, 16));
     memcpy(memory[b].data, buffers[b].data, buffers[b].bytes);
   }
   for (int p = 0; p < pointer_count; ++p) {
-    char* target = memory[pointers[p].target].data;
+    char* target = memory[pointers[p].target].data + pointers[p].target_offset;
     memcpy(memory[pointers[p].buffer].data + pointers[p].offset, &target, sizeof(target));
   }
   double floats[8] = {};
@@ -68,5 +65,23 @@ extern "C" int emu_run(void* function, EmuBuffer* buffers, int buffer_count,
   return code;
 }
 
+extern "C" void emu_begin(int schedule, unsigned seed) {
+  emu::error.clear();
+  emu::switches = 0;
+  emu::schedule = static_cast<emu::Schedule>(schedule);
+  emu::rng.seed(seed);
+}
+extern "C" void emu_record(EmuRecorder recorder) { emu::recorder = recorder; }
+extern "C" int emu_replay(int64_t kernel, int64_t invoke, const void* arguments, uint64_t bytes,
+                          uint64_t grid_x, uint64_t grid_y, uint64_t grid_z, uint64_t block_x,
+                          uint64_t block_y, uint64_t block_z, uint64_t shared_bytes,
+                          uint64_t cluster, uint64_t cooperative) {
+  char* here = reinterpret_cast<char*>(emu_replay);
+  const emu::Call call = {here + kernel,
+                          reinterpret_cast<void (*)(void*, const void*)>(here + invoke), arguments,
+                          bytes};
+  return emu::launch(call, dim3(grid_x, grid_y, grid_z), dim3(block_x, block_y, block_z),
+                     shared_bytes, unsigned(cluster), cooperative != 0);
+}
 extern "C" const char* emu_error() { return emu::error.c_str(); }
 extern "C" uint64_t emu_switches() { return emu::switches; }

@@ -16,6 +16,7 @@ Context scheduler_context;
 std::string error;
 uint64_t epoch = 0;
 uint64_t switches = 0;
+EmuRecorder recorder = nullptr;
 
 namespace {
 
@@ -34,7 +35,7 @@ constexpr size_t kPage = 4096;
 void fiber_main() {
   entered(scheduler_context);
   try {
-    grid->kernel();
+    grid->call.invoke(grid->call.kernel, grid->call.arguments);
   } catch (std::exception& e) {
     fail({}, e.what());
   }
@@ -223,10 +224,16 @@ int max_resident(dim3 block_dim, size_t shared_bytes, unsigned cluster, int* clu
   return cudaSuccess;
 }
 
-int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t shared_bytes,
-           unsigned cluster, bool cooperative) {
+int launch(const Call& call, dim3 grid_dim, dim3 block_dim, size_t shared_bytes, unsigned cluster,
+           bool cooperative) {
   // Like a sticky CUDA error, a report ends every later launch of the same call.
   if (!error.empty()) return cudaErrorLaunchFailure;
+  if (recorder) {
+    const uint64_t numbers[] = {grid_dim.x,  grid_dim.y,   grid_dim.z, block_dim.x, block_dim.y,
+                                block_dim.z, shared_bytes, cluster,    cooperative};
+    recorder(call.kernel, reinterpret_cast<void*>(call.invoke), call.arguments, call.bytes,
+             numbers);
+  }
   const unsigned count = grid_dim.x * grid_dim.y * grid_dim.z;
   const unsigned threads = block_dim.x * block_dim.y * block_dim.z;
   int resident = 0;
@@ -240,7 +247,7 @@ int launch(std::function<void()> kernel, dim3 grid_dim, dim3 block_dim, size_t s
   g.block_dim = block_dim;
   g.cluster = cluster;
   g.shared_bytes = shared_bytes;
-  g.kernel = std::move(kernel);
+  g.call = call;
   g.cluster_barriers.resize(count / cluster);
   for (Barrier& barrier : g.cluster_barriers) barrier.expected = int(cluster * threads);
   const size_t stacks_bytes = stack_bytes() * count * threads;

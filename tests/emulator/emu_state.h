@@ -5,6 +5,7 @@
 
 #include "emu_core.h"
 #include "emu_fiber.h"
+#include "emu_run.h"
 
 namespace emu {
 
@@ -22,6 +23,7 @@ extern std::string error;
 // Counts what other threads can see.
 extern uint64_t epoch;
 extern uint64_t switches;
+extern EmuRecorder recorder;  // told of every launch, or null
 
 std::string describe(const Fiber& fiber);  // "block 3 thread 17"
 std::string describe(Place place);         // "kernel.cu:40"

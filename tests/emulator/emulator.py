@@ -84,12 +84,25 @@ class Struct:
 
     def __init__(self, layout: type[ctypes.Structure], **fields):
         self.value = layout()
-        self.pointers = []  # (offset, array)
+        self.memory = ctypes.addressof(self.value), ctypes.sizeof(self.value)
+        self.pointers = []  # (offset, array, offset in the array)
         for name, value in fields.items():
             if is_array(value):
-                self.pointers.append((getattr(layout, name).offset, value))
+                self.pointers.append((getattr(layout, name).offset, value, 0))
             elif value is not None:
                 setattr(self.value, name, value)
+
+
+class Raw:
+    """A C structure as bytes, with pointers at known offsets.
+
+    Args:
+        data: the bytes, a numpy array.
+        pointers: (offset in data, array, offset in the array), all in bytes.
+    """
+
+    def __init__(self, data: np.ndarray, pointers: Sequence[tuple[int, np.ndarray, int]]):
+        self.value, self.pointers, self.memory = data, pointers, memory_of(data)
 
 
 def is_array(value) -> bool:
@@ -120,7 +133,7 @@ class _Pairs:
 
     def __init__(self, arguments: Sequence):
         self.buffers: list[tuple[int, int]] = []  # address, bytes
-        self.pointers: list[tuple[int, int, int]] = []  # buffer, offset, target
+        self.pointers: list[tuple[int, ...]] = []  # buffer, offset, target, offset there
         self.arguments = [self.convert(a) for a in arguments]  # kind, value
 
     def buffer(self, address: int, size: int) -> int:
@@ -137,11 +150,10 @@ class _Pairs:
         if is_array(value):
             address, size = memory_of(value)
             return 1, self.buffer(address, size)
-        if isinstance(value, Struct):
-            own = self.buffer(ctypes.addressof(value.value), ctypes.sizeof(value.value))
-            for offset, array in value.pointers:
-                address, size = memory_of(array)
-                self.pointers.append((own, offset, self.buffer(address, size)))
+        if isinstance(value, Struct | Raw):
+            own = self.buffer(*value.memory)
+            for offset, array, inside in value.pointers:
+                self.pointers.append((own, offset, self.buffer(*memory_of(array)), inside))
             return 1, own
         if isinstance(value, ctypes.c_float):
             return 2, struct.unpack("<Q", struct.pack("<fI", value.value, 0))[0]
@@ -170,6 +182,7 @@ class Library:
             self.functions = ctypes.CDLL(str(path))
             self.functions.emu_error.restype = ctypes.c_char_p
             self.functions.emu_switches.restype = ctypes.c_uint64
+            self.functions.emu_allocation.restype = ctypes.c_uint64
 
     def run(self, name: str, *arguments, schedule: str = "round robin", seed: int = 1) -> Report:
         """Call a launcher.

@@ -1,9 +1,11 @@
 """The emulator runs right kernels right, on every schedule, and finds every planted bug."""
 
 import emulator
+import numpy as np
 import pytest
 import torch
 from emulator import SCHEDULES, build, poisoned
+from recording import recorded, replay
 
 KERNELS = "tests/emulator/kernels"
 
@@ -231,6 +233,22 @@ def test_race_checker_finds_in_exchange(thread, kind, bug):
 def test_race_checker_finds_missing_syncwarp(thread):
     report = thread.run("test_warp_bugs", torch.randn(64), 6, None)
     assert "data race" in report.sanitizer and "warp_bugs.cu" in report.sanitizer
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_replay(kernels, sanitizer, request):
+    watched = request.getfixturevalue(sanitizer)
+    for bug in (0, 5):
+        torch.manual_seed(1)
+        with recorded(kernels) as launches:
+            run_lstm(kernels, 3, 5, 64, "round robin", bug)
+        assert len(launches) == 1 and len(launches[0].buffers) == 5
+        report = replay(watched, launches[0])
+        assert report.code == 0 and not report.error
+        assert ("data race" in report.sanitizer) == (sanitizer == "thread" and bug == 5)
+        # h has gone from all NaN to none.
+        h = launches[0].buffers[2].view(np.uint16)
+        assert (h != 0xFFFF).all()
 
 
 def test_refused_launches(kernels):
