@@ -10,11 +10,3 @@
 #define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) \
   _STABLE_TORCH_LIBRARY_IMPL(seqkernels_emulated, CPU, m, __COUNTER__)
 #include "cuda/binding.cpp"
-#include "emu_state.h"
-
-// 0 round robin, 1 shuffled, 2 depth first.
-extern "C" __attribute__((visibility("default"))) void emulated_schedule(int schedule,
-                                                                         unsigned seed) {
-  emu::schedule = static_cast<emu::Schedule>(schedule);
-  emu::rng.seed(seed);
-}

@@ -4,7 +4,7 @@
 `torch.ops.seqkernels`. torch's products take the place of cuBLAS.
 """
 
-import ctypes
+import contextlib
 import functools
 import hashlib
 import shlex
@@ -24,6 +24,7 @@ from emulator import (
     compiler,
     cuda_home,
 )
+from emulator import Library as EmulatorLibrary
 
 import seqkernels  # noqa: F401  (loads torch's libraries)
 
@@ -44,6 +45,8 @@ def _library() -> Path:
     objects = [_object(k, [*FLAGS, *kernel_includes], headers) for k in KERNELS]
     objects += [_object(HERE / f"{c}.cpp", [*FLAGS, *kernel_includes], headers) for c in CORE]
     objects += [_object(b, flags, own) for b in BINDINGS]
+    # Not the stable ABI: torch's allocators are no part of it.
+    objects.append(_object(HERE / "guarded_torch.cpp", [*FLAGS, *includes], own))
     key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / f"ops-{key}.so"
     if not output.exists():
@@ -53,13 +56,30 @@ def _library() -> Path:
 
 
 @functools.cache
-def _loaded() -> ctypes.CDLL:
-    path = str(_library())
-    torch.ops.load_library(path)
-    return ctypes.CDLL(path)
+def library() -> EmulatorLibrary:
+    """The loaded library, for recording.py."""
+    path = _library()
+    torch.ops.load_library(str(path))
+    return EmulatorLibrary(path, None)
 
 
 def ops(schedule: str = "round robin", seed: int = 1):
     """The emulated ops, with every later launch on the named schedule."""
-    _loaded().emulated_schedule(SCHEDULES.index(schedule), seed)
+    library().functions.emu_begin(SCHEDULES.index(schedule), seed)
     return torch.ops.seqkernels_emulated
+
+
+@contextlib.contextmanager
+def guarded():
+    """New tensors are full of NaN and end at a page that faults; needed for recording, too."""
+    library().functions.emu_guard_torch(1)
+    try:
+        yield
+    finally:
+        library().functions.emu_guard_torch(0)
+
+
+def check_memory() -> None:
+    """Fail if a kernel wrote beyond a tensor that has been freed since the last `ops()`."""
+    report = library().functions.emu_error().decode()
+    assert not report, report

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emulated_ops import ops
+from emulated_ops import check_memory, guarded, ops
 from parity import Case, check_cell, check_sequence
 
 from seqkernels.cells import CELLS
@@ -28,10 +28,10 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """New tensors are filled with NaN, as nothing else may reach a result."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    """New tensors are full of NaN and nothing may touch what lies behind them."""
+    with guarded():
+        yield
+    check_memory()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
