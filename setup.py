@@ -33,6 +33,8 @@ TORCH_SOURCES = [  # with the stable-ABI headers of torch
     "csrc/ops.cpp",
     "csrc/cpu/binding.cpp",
     "csrc/cpu/schedule.cpp",
+    "csrc/decode_ops.cpp",
+    "csrc/cpu/decode.cpp",
 ]
 CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
     "csrc/module.cpp",
@@ -40,6 +42,10 @@ CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
+    "csrc/cpu/decode_dispatch.cpp",
+    "csrc/cpu/decode_baseline.cpp",
+    "csrc/cpu/decode_avx2.cpp",
+    "csrc/cpu/decode_avx512.cpp",
 ]
 CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/binding.cpp",
@@ -56,10 +62,9 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 def flags_for_isa(source):
     """Compiler flags of a source made for one instruction set, told by the end of its name."""
-    if "/cpu/kernels_" not in source:
-        return []
-    isa = {"avx2": AVX2, "avx512": AVX512}.get(source.removesuffix(".cpp").split("_")[-1], [])
-    return ["-ffp-contract=fast", *isa]
+    isas = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
+    isa = source.removesuffix(".cpp").split("_")[-1]
+    return ["-ffp-contract=fast", *isas[isa]] if isa in isas else []
 
 
 class MissingTool(Exception):

@@ -1,0 +1,31 @@
+// Operator schemas of fused greedy decoding: embedding, stacked cells, output projection, arg-max
+// and feedback of the chosen token, up to max_length times in one call.
+//
+// Shapes, with L layers, G gates of the cell, E the embedding's width, V the scored vocabulary:
+//   embedding  [V', E], V' >= V
+//   weight_ih  L tensors, [G*H, E] and then [G*H, H]; weight_hh L tensors [G*H, H]
+//   bias_ih, bias_hh  L tensors [G*H], or none for layers without biases
+//   weight_out [V, H], bias_out [V]
+//   h_0, c_0   [L, N, H]; c_0 for LSTM only
+//   start      [N] int64: the token that each row reads first
+//   eos        a row that has chosen it is finished; -1: there is none
+//   pad        what stands in `tokens` after a row's end
+//   tokens     [N, max_length] int64
+//   lengths    [N] int64: tokens of each row, eos included
+//   log_probs  [N]: sum of the log-probabilities of a row's tokens, float64 for float64, else
+//              float32; without `scores` a tensor of no elements
+//   h_n, c_n   [L, N, H]: the state from which a row's last token was chosen
+#include <torch/csrc/stable/library.h>
+
+#define SK_GREEDY                                                                             \
+  "(Tensor embedding, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] "    \
+  "bias_hh, Tensor weight_out, Tensor? bias_out, Tensor h_0, Tensor? c_0, Tensor start, int " \
+  "max_length, int eos, int pad, bool scores) -> (Tensor tokens, Tensor lengths, Tensor "     \
+  "log_probs, Tensor h_n, Tensor c_n)"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) {
+  m.def("lstm_greedy" SK_GREEDY);
+  m.def("gru_greedy" SK_GREEDY);
+  m.def("rnn_tanh_greedy" SK_GREEDY);
+  m.def("rnn_relu_greedy" SK_GREEDY);
+}
