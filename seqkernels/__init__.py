@@ -1,6 +1,6 @@
 """Fused LSTM, GRU and RNN kernels for PyTorch, as drop-in layers."""
 
-from . import dispatch, functional, nn
+from . import decode, dispatch, functional, nn
 from .dispatch import backends, use_backend
 from .explain import explain
 from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, convert, revert
@@ -16,6 +16,7 @@ __all__ = [
     "RNNCell",
     "backends",
     "convert",
+    "decode",
     "dispatch",
     "explain",
     "functional",
