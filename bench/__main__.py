@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         metavar="NAME",
         default=None,
-        help="further contestants instead of the suite's own: compile, reference,"
+        help="further contestants instead of the suite's own: compile, graph, reference,"
         " flashrnn, haste, torchrl",
     )
     run.add_argument("--output", type=Path, help="folder for the JSON instead of bench/results")

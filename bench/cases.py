@@ -173,7 +173,7 @@ _SUITES = (
             for cell in ("lstm", "gru", "rnn_tanh")
             for batch in (1, 64)
         ),
-        extra=("compile",),
+        extra=("compile", "graph"),
     ),
     Suite(
         "cudnn_persistent",
@@ -324,6 +324,7 @@ _SUITES = (
             ),
         ),
         sweep="hidden_size",
+        extra=("graph",),
     ),
     Suite(
         "decode",
@@ -348,6 +349,7 @@ _SUITES = (
                 (1, 128, 2, 128),
             )
         ),
+        extra=("graph",),
     ),
 )
 

@@ -57,7 +57,7 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
     Args:
         case: what they will run.
         device: where.
-        extra: of "compile", "reference" and `PEERS`.
+        extra: of "compile", "graph" (on a GPU), "reference" and `PEERS`.
     """
     from seqkernels.dispatch import BACKENDS
 
@@ -71,6 +71,8 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
             found.append(Contestant(f"{OURS}.{backend.name}", _seqkernels(backend.name)))
     if "compile" in extra:
         found.append(Contestant("torch.compile", _compiled))
+    if "graph" in extra and device.type == "cuda":
+        found.append(Contestant(f"{BASELINE}.graph", _graphed))
     for name in PEERS:
         if name in extra:
             peer = import_module(f"bench.peers.{name}")
@@ -118,6 +120,8 @@ def _compiled(work: Workload, mode: str) -> Prepared:
     if case.rows != "padded" or case.kind == "decode" or case.num_layers > 1 or case.bidirectional:
         raise Refused("the compiled loop is measured for one padded layer in one direction")
     model = work.model(torch.nn)
+    # Past eight shapes of one function torch would quietly run it uncompiled.
+    torch.compiler.reset()
     step = torch.compile(reference.step, dynamic=False)
     suffix = "" if case.kind == "cell" else "_l0"
     layer = model.layers[0]
@@ -140,6 +144,27 @@ def _compiled(work: Workload, mode: str) -> Prepared:
     forward.parameters = model.parameters
     names = tuple(name for name, _ in model.named_parameters())
     return Prepared(work.call(forward, mode), names)
+
+
+def _graphed(work: Workload, mode: str) -> Prepared:
+    """torch.nn with all launches of the call recorded once in a CUDA graph."""
+    if work.device.type != "cuda" or mode != "inference":
+        raise Refused("a CUDA graph is measured for inference on a GPU")
+    prepared = _torch(work, mode)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        prepared.call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        returned = prepared.call()
+
+    def call():
+        graph.replay()
+        return returned
+
+    return Prepared(call, prepared.parameters)
 
 
 def _peer(peer) -> Callable[[Workload, str], Prepared]:

@@ -22,6 +22,7 @@ COLOURS = {
     f"{OURS}.stepwise": "#64748b",
     f"{OURS}.reference": "#a8a29e",
     "torch.compile": "#db2777",
+    f"{BASELINE}.graph": "#f87171",
     "FlashRNN": "#b45309",
     "Haste": "#4d7c0f",
     "TorchRL": "#be123c",
