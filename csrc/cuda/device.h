@@ -4,11 +4,11 @@
 //
 // Every wrapper has two bodies: PTX, and with -DSK_EMULATE a call into tests/emulator, which runs
 // the unchanged .cu file on the CPU. Kernels use CUDA's own names for __syncthreads, __syncwarp,
-// __shfl_*,
-// __ballot_sync, threadIdx and so on (the emulator defines them), and nothing else outside this
-// file. Rules: shared memory only through SK_SHARED; every loop that waits for another thread calls
-// spin_yield(); data crosses blocks only through a release and an acquire, or inside a flagged
-// word.
+// shuffles, votes and threadIdx, which the emulator defines, and no other intrinsic outside these
+// headers.
+//
+// Rules: shared memory only through SK_SHARED; every loop that waits for another thread calls
+// spin_yield(); data crosses blocks only by a release and an acquire, or inside a word with a flag.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -37,7 +37,7 @@ FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DSK_EMULATE", "-ftrivial-auto-va
 SANITIZERS = {
     None: ([], []),
     # The core is never instrumented: it only learns which sanitizer watches the kernels.
-    "address": (["-DEMU_ASAN"], ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]),
+    "address": (["-DEMU_ASAN"], ["-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]),
     # g++ instruments calls of memset and memcpy, but not all of those that it expands inline.
     "thread": (
         ["-DEMU_TSAN"],
