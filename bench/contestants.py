@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from seqkernels.cells import CELLS
+
 from .cases import Case
 from .workload import Model, Workload
 
 BASELINE = "torch.nn"
 OURS = "seqkernels"
+# Of `seqkernels.decode.greedy`, by device type; its reference is the loop timed as torch.nn.
+_DECODE_BACKENDS = {"cpu": ("native",), "cuda": ("persistent", "graph")}
 # Modules of bench.peers, each with NAME, LABEL, unavailable() and build(work, mode).
 PEERS = ("flashrnn", "haste", "torchrl")
 
@@ -62,6 +66,8 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
     from seqkernels.dispatch import BACKENDS
 
     extra = tuple(extra)
+    if case.kind == "decode":
+        return _decoders(device, extra)
     found = [Contestant(BASELINE, _torch), Contestant(OURS, _seqkernels(None))]
     for backend in BACKENDS:
         # The reference is the oracle: a plain loop, timed only on request.
@@ -83,6 +89,42 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
 def oracle(work: Workload, mode: str) -> Prepared:
     """The package's own reference recurrence in the dtype of the workload."""
     return _seqkernels("reference")(work, mode)
+
+
+def _decoders(device: torch.device, extra: tuple[str, ...]) -> list[Contestant]:
+    """Who decodes: loops over cells of torch.nn and seqkernels, and the fused `decode.greedy`."""
+    found = [Contestant(BASELINE, _torch), Contestant(OURS, _greedy(None))]
+    found += [Contestant(f"{OURS}.{name}", _greedy(name)) for name in _DECODE_BACKENDS[device.type]]
+    found.append(Contestant(f"{OURS}.cells", _seqkernels(None)))
+    if "graph" in extra and device.type == "cuda":
+        found.append(Contestant(f"{BASELINE}.graph", _graphed))
+    return found
+
+
+def _greedy(backend: str | None) -> Callable[[Workload, str], Prepared]:
+    def prepare(work: Workload, mode: str) -> Prepared:
+        from seqkernels import decode
+
+        model, case = work.model(torch.nn), work.case
+        layers = [(c.weight_ih, c.weight_hh, c.bias_ih, c.bias_hh) for c in model.layers]
+        zeros = model.embedding.weight.new_zeros(case.num_layers, case.batch, case.hidden_size)
+
+        @torch.inference_mode()
+        def call():
+            return decode.greedy(
+                case.cell,
+                model.embedding.weight,
+                layers,
+                (model.projection.weight, model.projection.bias),
+                (zeros,) * CELLS[case.cell].states,
+                work.x,
+                max_length=work.length,
+                backend=backend,
+            )
+
+        return Prepared(call, named=lambda result: {"tokens": result.tokens.T})
+
+    return prepare
 
 
 def _prepared(work: Workload, mode: str, model: Model) -> Prepared:

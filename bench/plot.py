@@ -21,6 +21,8 @@ COLOURS = {
     f"{OURS}.triton": "#2563eb",
     f"{OURS}.stepwise": "#64748b",
     f"{OURS}.reference": "#a8a29e",
+    f"{OURS}.cells": "#0ea5e9",
+    f"{OURS}.graph": "#84cc16",
     "torch.compile": "#db2777",
     f"{BASELINE}.graph": "#f87171",
     "FlashRNN": "#b45309",

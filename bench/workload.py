@@ -122,8 +122,8 @@ class Workload:
 class Model(nn.Module):
     """Layers of torch.nn or of seqkernels, as a case wants them.
 
-    Called with a workload; returns the output and the final state, or for a decode case the list of
-    logits [N, V] and of tokens [N].
+    Called with a workload; returns the output and the final state, or for a decode case the logits
+    [N, V] and the tokens [N] of every step.
     """
 
     def __init__(self, namespace: ModuleType, case: Case):
@@ -198,7 +198,7 @@ def results(returned: Sequence[Any], parameters: Sequence[str]) -> dict[str, Ten
     """
     output, state = returned[:2]
     if isinstance(output, list):
-        return {"logits": torch.stack(output)}
+        return {"tokens": torch.stack(state)}
     named = {"output": _data(output)}
     states = state if isinstance(state, tuple) else (state,)
     named |= dict(zip(("h_n", "c_n"), states, strict=False))
