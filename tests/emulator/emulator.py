@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -316,9 +317,11 @@ def build(
     headers = _headers()
     flags = [*FLAGS, *core_flags, *includes, *instrument, *(f"-D{d}" for d in defines)]
     core_flags = [*FLAGS, *core_flags, *includes]
-    objects = [_object(ROOT / s, flags, headers) for s in sources]
     core = [*CORE, "emu_main"] if sanitizer else CORE
-    objects += [_object(HERE / f"{name}.cpp", core_flags, headers) for name in core]
+    jobs = [(ROOT / s, flags, headers) for s in sources]
+    jobs += [(HERE / f"{name}.cpp", core_flags, headers) for name in core]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _object(*job), jobs))
     key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / (f"program-{key}" if sanitizer else f"library-{key}.so")
     if not output.exists():

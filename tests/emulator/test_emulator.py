@@ -268,3 +268,15 @@ def test_arguments():
     x = torch.zeros(8)
     with pytest.raises(ValueError, match="overlap"):
         emulator._Pairs([x[:5], x[3:]])
+
+
+def test_example_of_the_page(tmp_path):
+    page = (emulator.ROOT / "docs" / "emulator.md").read_text()
+    kernel = page.split("```cpp\n")[1].split("```")[0]
+    test = page.split("```python\n")[1].split("```")[0]
+    source = tmp_path / "block_sum.cu"
+    source.write_text(kernel)
+    exec(test.replace("path/to/block_sum.cu", str(source)), {})
+    source.write_text(kernel.replace("  sk::cp_async_wait<0>();\n", ""))
+    with pytest.raises(emulator.EmulatorError, match="cp.async.*thread.*block_sum.cu"):
+        exec(test.replace("path/to/block_sum.cu", str(source)), {})
