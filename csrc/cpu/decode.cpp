@@ -27,7 +27,7 @@ namespace cpu {
 namespace {
 
 // Above this many rows packing the weights pays within one call: bench/results, suite decode.
-constexpr int64_t kUnpackedRows = 4;
+constexpr int64_t kUnpackedRows = 2;
 // The table of gates by token is kept while it is smaller than this.
 constexpr int64_t kTableBytes = int64_t(64) << 20;
 // Multiplications of a phase that are worth a second thread.

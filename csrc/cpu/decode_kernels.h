@@ -49,12 +49,13 @@ void panel_product(const DecodeMatrix& m, int64_t size, int64_t p, const T* a, i
                    int64_t rows, T* out) {
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int64_t kWidth = kVectors * kLanes, kUnits = kWidth / kGates;
-  std::memset(out, 0, rows * kWidth * sizeof(T));
+  const int64_t first = p * kUnits, present = size - first < kUnits ? size - first : kUnits;
+  // The packed product adds; the other leaves out what lies past the last unit.
+  if (m.packed != nullptr || present < kUnits) std::memset(out, 0, rows * kWidth * sizeof(T));
   if (m.packed != nullptr) {
     const T* panel = static_cast<const T*>(m.packed) + p * kWidth * m.depth;
     packed_product<T, kVectors>(a, stride, rows, panel, m.depth, out);
   } else {
-    const int64_t first = p * kUnits, present = size - first < kUnits ? size - first : kUnits;
     const T* weight = static_cast<const T*>(m.weight);
     for (int g = 0; g < kGates; ++g)
       dots(a, stride, rows, weight + (g * size + first) * m.depth, m.depth, present,

@@ -1,4 +1,4 @@
-// Products of greedy decoding: out [rows, width] += a [rows, depth] times one panel of weights.
+// Products of greedy decoding: a [rows, depth] times one panel of weights.
 //
 // Two kinds. With many rows the weights are packed, [depth, width], and each row of a tile keeps
 // its results in registers over a slice of the depth. With few rows packing would cost more than it
@@ -17,6 +17,7 @@ namespace seqkernels {
 namespace cpu {
 namespace SK_ISA {
 
+// out [kRows, kVectors * lanes] += a w.
 template <typename T, int kRows, int kVectors>
 void packed_tile(const T* a, int64_t stride, const T* w, int64_t depth, T* out) {
   using V = Vec<T>;
@@ -103,7 +104,7 @@ SK_ALWAYS void fold(Vec<T>* v) {
     using Raw = typename Vec<T>::Raw;
     using Lanes = std::make_integer_sequence<int, Vec<T>::kLanes>;
     constexpr int kHalf = kCount > 1 ? kCount / 2 : 1;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int c = 0; c < kHalf; ++c) {
       const Raw a = v[kCount > 1 ? 2 * c : 0].v, b = v[kCount > 1 ? 2 * c + 1 : 0].v;
       v[c] = take_runs<Raw, kRun, 0>(a, b, Lanes()) + take_runs<Raw, kRun, kRun>(a, b, Lanes());
@@ -112,7 +113,7 @@ SK_ALWAYS void fold(Vec<T>* v) {
   }
 }
 
-// kCount rows of weights, `depth` long, times kRows rows of a.
+// kCount rows of weights, `depth` long, times kRows rows of a; results `width` apart.
 template <typename T, int kRows, int kCount>
 void dot_tile(const T* a, int64_t stride, const T* w, int64_t depth, T* out, int64_t width) {
   using V = Vec<T>;
@@ -120,14 +121,14 @@ void dot_tile(const T* a, int64_t stride, const T* w, int64_t depth, T* out, int
   V sum[kRows][kCount];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < kCount; ++c) sum[r][c] = V(T(0));
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {
     V x[kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) x[r] = load(a + r * stride + k);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < kCount; ++c) {
       const V y = load(w + c * depth + k);
 #pragma GCC unroll 4
@@ -135,8 +136,10 @@ void dot_tile(const T* a, int64_t stride, const T* w, int64_t depth, T* out, int
     }
   }
   if (k < depth) {
+#pragma GCC unroll 16
     for (int c = 0; c < kCount; ++c) {
       const V y = load<false>(w + c * depth + k, depth - k);
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r)
         sum[r][c] = sum[r][c] + load<false>(a + r * stride + k, depth - k) * y;
     }
@@ -144,26 +147,27 @@ void dot_tile(const T* a, int64_t stride, const T* w, int64_t depth, T* out, int
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     fold<T, kCount>(sum[r]);
-    alignas(64) T total[kLanes];
-    store(static_cast<T*>(total), sum[r][0]);
-    for (int c = 0; c < kCount; ++c) out[r * width + c] += total[c];
+    std::memcpy(out + r * width, &sum[r][0].v, kCount * sizeof(T));
   }
 }
 
-// `count` consecutive rows of weights in torch's layout; results `width` apart for each row of a.
+// `count` consecutive rows of weights in torch's layout times `rows` rows of a.
 template <typename T>
 void dots(const T* a, int64_t stride, int64_t rows, const T* w, int64_t depth, int64_t count,
           T* out, int64_t width) {
   constexpr int kLanes = Vec<T>::kLanes;
+  // Eight sums hide the latency of one; two rows share every load of a weight.
   constexpr int kCount = kLanes < 8 ? kLanes : 8;
-  // Two rows share every load of a weight; four where there are registers for it.
-  constexpr int kRows = kBytes == 64 ? 2 : 1;
+  constexpr int kHalf = kCount / 2;
   for (int64_t c = 0; c < count;) {
     const T* x = w + c * depth;
+    const bool whole = c + kCount <= count;
     int64_t r = 0;
-    if (c + kCount <= count) {
-      for (; r + kRows <= rows; r += kRows)
-        dot_tile<T, kRows, kCount>(a + r * stride, stride, x, depth, out + r * width + c, width);
+    if (whole) {
+      for (; r + 2 <= rows; r += 2)
+        for (int half = 0; half < kCount; half += kHalf)
+          dot_tile<T, 2, kHalf>(a + r * stride, stride, x + half * depth, depth,
+                                out + r * width + c + half, width);
       for (; r < rows; ++r)
         dot_tile<T, 1, kCount>(a + r * stride, stride, x, depth, out + r * width + c, width);
       c += kCount;
