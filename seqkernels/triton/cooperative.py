@@ -15,7 +15,8 @@ cooperative: a grid that cannot be co-resident is an error, not a hang.
 Limitations:
 - the grid has at most one program per multiprocessor: plan.py refuses what exceeds it;
 - every program of a group polls the same word;
-- the warps of a program split the depth of the product, so BLOCK_K counts for one warp;
+- with SPLIT > 1 each warp multiplies its own part of the depth, and BLOCK_K counts for one warp:
+  SPLIT must be num_warps, or the compiler repeats the product; with SPLIT == 1 warps share a tile;
 - arithmetic is float32, storage float32, float16 or bfloat16.
 """
 
@@ -24,6 +25,8 @@ import triton.language as tl
 
 from .tiles import (
     add_rows,
+    gates_product,
+    grads_product,
     kept,
     load_bias,
     load_either,
@@ -155,10 +158,14 @@ def forward_kernel(
                              GATES)  # fmt: skip
         wait_for(counters, group, s * members, ALONE)
         operand = tl.where(started, output + previous * H, h_0 + rows * H)
-        wide = tl.zeros((SPLIT, BLOCK_N, BLOCK_H * WIDTH), tl.float32)
-        wide = product(operand, enters, parts, weight, columns, column_mask, H, H, 1, wide, TILES,
-                       SPLIT, PRECISION, BLOCK_K)  # fmt: skip
-        gates_h = split_gates(tl.sum(wide, 0), GATES, BLOCK_N, BLOCK_H)
+        if SPLIT == 1:
+            gates_h = gates_product(operand, enters, weight, first_unit, H, GATES, PRECISION,
+                                    BLOCK_N, BLOCK_H, BLOCK_K)  # fmt: skip
+        else:
+            wide = tl.zeros((SPLIT, BLOCK_N, BLOCK_H * WIDTH), tl.float32)
+            wide = product(operand, enters, parts, weight, columns, column_mask, H, H, 1, wide,
+                           TILES, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
+            gates_h = split_gates(tl.sum(wide, 0), GATES, BLOCK_N, BLOCK_H)
         gates_h = add_rows(gates_h, bias_rows, GATES)
         entering = tl.where(enters[:, None], carry, 0.0)
         new_h, new_c, values = FORWARD(inputs, gates_h, entering, entering)
@@ -256,15 +263,23 @@ def backward_kernel(
             values = load_planes(saved + index[:, None] * (SAVED * H) + units[None, :], H, tile,
                                  SAVED)  # fmt: skip
         wait_for(counters, group, s * members, ALONE)
-        total = tl.zeros((SPLIT, BLOCK_N, BLOCK_H), tl.float32)
-        total = product(grad_gates_x + behind_index * (GATES * H), flows, parts, weight, units,
-                        unit_mask, 1, depth, H, total, TILES - TILES_HN, SPLIT, PRECISION,
-                        BLOCK_K)  # fmt: skip
-        if CARRIES == "h":
-            total = product(grad_gates_h + behind_index * H, flows, parts_hn, weight_hn, units,
-                            unit_mask, 1, H, H, total, TILES_HN, SPLIT, PRECISION,
-                            BLOCK_K)  # fmt: skip
-        grad = tl.sum(total, 0)
+        operand = grad_gates_x + behind_index * (GATES * H)
+        if SPLIT == 1:
+            grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+            grad = grads_product(operand, flows, depth, weight, units, unit_mask, H, grad,
+                                 PRECISION, BLOCK_K)  # fmt: skip
+            if CARRIES == "h":
+                grad = grads_product(grad_gates_h + behind_index * H, flows, H, weight_hn, units,
+                                     unit_mask, H, grad, PRECISION, BLOCK_K)  # fmt: skip
+        else:
+            total = tl.zeros((SPLIT, BLOCK_N, BLOCK_H), tl.float32)
+            total = product(operand, flows, parts, weight, units, unit_mask, 1, depth, H, total,
+                            TILES - TILES_HN, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
+            if CARRIES == "h":
+                total = product(grad_gates_h + behind_index * H, flows, parts_hn, weight_hn, units,
+                                unit_mask, 1, H, H, total, TILES_HN, SPLIT, PRECISION,
+                                BLOCK_K)  # fmt: skip
+            grad = tl.sum(total, 0)
         carry = tl.where(flows[:, None], carry, 0.0)
         if CARRIES == "h":
             grad += carry

@@ -18,8 +18,12 @@ _EXCHANGE, _BARRIER = 1500, 100
 _L2_RATE, _SHARED_RATE = 64, 128
 # Multiply-adds per clock of one multiprocessor: mma.sync in 16 bits, in TF32, and plain float32.
 _MMA_RATE = {"16": 512, "tf32": 256, "ieee": 64}
-# Registers are what limits an accumulator: this many float32 values a thread.
-_MAX_ACCUMULATOR = 64
+# Accumulator values that a thread may hold without spilling, as compiled for sm_80, 90 and 100:
+# with the depth split over warps and not, by kind of product (16 bits, TF32, no tensor cores).
+_ACCUMULATOR = {
+    True: {"16": 16, "tf32": 16, "ieee": 16},
+    False: {"16": 32, "tf32": 32, "ieee": 8},
+}
 # Left of the shared memory for what the compiler keeps there beside the operands.
 _SHARED_RESERVE = 4 << 10
 
@@ -48,8 +52,8 @@ class Plan:
     Attributes:
         cooperative: several programs share a slice of the batch; otherwise one owns it.
         block_n, block_h, block_k: rows, units and depth of a tile; with `split`, depth of one warp.
-        split: parts of a product's depth, one per warp (cooperative alone).
-        resident: the weights stay in shared memory (cooperative alone).
+        split: parts of a product's depth, one per warp, or 1 (cooperative alone).
+        resident: the weights stay in shared memory (cooperative with split alone).
         num_warps, num_stages: as Triton means them.
     """
 
@@ -119,6 +123,8 @@ class Plan:
             "BLOCK_K": self.block_k,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            # The most there are: the compiler would otherwise stop at 128 and spill.
+            "maxnreg": 255,
         }
         if not self.cooperative:
             return options
@@ -148,11 +154,11 @@ def _power_of_two(n: int, low: int, high: int) -> int:
     return min(max(1 << (n - 1).bit_length(), low), high)
 
 
-def _sliced(hidden_size: int, itemsize: int) -> Iterator[Plan]:
+def _sliced(itemsize: int) -> Iterator[Plan]:
     """One program per slice of the batch; runs everything."""
-    block_k = 128 // itemsize
-    for block_n in (16, 32, 64):
-        yield Plan(False, block_n, _power_of_two(hidden_size, 16, 32), block_k)
+    for block_n, warps in ((16, 4), (32, 4), (64, 8)):
+        for block_h in (16, 32):
+            yield Plan(False, block_n, block_h, 128 // itemsize, warps)
 
 
 def _cooperative(hidden_size: int, itemsize: int, depth: int) -> Iterator[Plan]:
@@ -167,6 +173,11 @@ def _cooperative(hidden_size: int, itemsize: int, depth: int) -> Iterator[Plan]:
                 plan = Plan(True, block_n, block_h, block_k, warps, 2, warps)
                 yield replace(plan, resident=True)
                 yield plan
+    # Many rows: the warps share a tile instead.
+    for block_n in (16, 32, 64, 128):
+        for block_h in (16, 32, 64):
+            if block_h < 2 * hidden_size:
+                yield Plan(True, block_n, block_h, 128 // itemsize, 8, 3)
 
 
 def cost(
@@ -207,17 +218,27 @@ def candidates(
     """
     spec = CELLS[cell]
     depth = hidden_size * (1 if direction == "forward" else spec.gates - spec.separate_hidden)
-    plans = list(_sliced(hidden_size, itemsize))
-    # Without tensor cores, splitting the depth over warps only costs registers.
-    if itemsize == 2 or mode == "tf32":
-        plans += _cooperative(hidden_size, itemsize, depth)
+    plans = [*_sliced(itemsize), *_cooperative(hidden_size, itemsize, depth)]
     shape = (device, spec, batch, hidden_size, direction, itemsize)
-    allowed = [p for p in plans if fits(p, spec, direction) and p.refusal(*shape) is None]
+    kind = "16" if itemsize == 2 else mode
+    allowed = [p for p in plans if fits(p, spec, direction, kind) and p.refusal(*shape) is None]
     return tuple(sorted(allowed, key=lambda p: cost(p, *shape, mode)))
 
 
-def fits(plan: Plan, spec: CellSpec, direction: str) -> bool:
-    """Whether a program's accumulators leave registers for the rest."""
+def fits(plan: Plan, spec: CellSpec, direction: str, kind: str) -> bool:
+    """Whether a program's tiles fit the registers; `kind` of product: "16", "tf32" or "ieee"."""
+    threads = 32 * plan.num_warps
     columns = plan.block_h * (width(spec.gates) if direction == "forward" else 1)
-    accumulator = plan.split * plan.block_n * columns
-    return accumulator <= _MAX_ACCUMULATOR * 32 * plan.num_warps
+    accumulator = _ACCUMULATOR[plan.split > 1][kind]
+    if plan.resident and kind == "16":
+        accumulator *= 2
+    elif plan.resident and kind == "ieee":
+        return False
+    units = 4 if kind == "ieee" else 8
+    if plan.split > 1:
+        # The parts are summed in registers.
+        units = 8 // plan.num_warps // (2 if kind == "ieee" else 1)
+    return (
+        plan.split * plan.block_n * columns <= accumulator * threads
+        and plan.block_n * plan.block_h <= units * threads
+    )

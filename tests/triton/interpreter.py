@@ -1,0 +1,191 @@
+"""Triton's interpreter made fit for these tests. Import it before anything that imports Triton.
+
+Mends what the interpreter gets wrong, gives every tensor a guard page, and can run the programs of
+a grid at the same time, each in a process of its own.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import triton.language as tl  # noqa: E402
+import triton.runtime.interpreter as interpreter  # noqa: E402
+
+PAGE = mmap.PAGESIZE
+# What a test waits for programs that wait for each other.
+DEADLINE_SECONDS = 60
+
+torch.set_num_threads(1)
+# Everything uninitialised is NaN.
+torch.use_deterministic_algorithms(True)
+# Float32 products are float32: the interpreter has no TF32.
+torch.backends.cudnn.rnn.fp32_precision = "ieee"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def _mend_bfloat16_dot() -> None:
+    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle(
+            (x.data.astype(np.uint32) << 16).view(np.float32), tl.float32
+        )
+
+    def mended(self, a, b, d, *rest):
+        return create_dot(self, widen(a), widen(b), d, *rest)
+
+    interpreter.InterpreterBuilder.create_dot = mended
+
+
+def _mend_index() -> None:
+    """Triton 3.6 calls int() on an array of one element as a loop bound; numpy 2.4 refuses that."""
+    patch_lang_tensor = interpreter._patch_lang_tensor
+
+    def mended(tensor, scope):
+        patch_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = mended
+
+
+_mend_bfloat16_dot()
+if hasattr(interpreter, "_patch_lang_tensor"):
+    _mend_index()
+
+
+class _Guarded:
+    """Memory of an exact size with a page on either side that may not be touched.
+
+    `after` puts the end of the memory at the second page, otherwise its beginning at the first.
+    """
+
+    def __init__(self, size: int, after: bool):
+        pages = -(-max(size, 1) // PAGE)
+        self._map = mmap.mmap(-1, (pages + 2) * PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        for page in (0, pages + 1):
+            if _libc.mprotect(start + page * PAGE, PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        self.offset = (pages + 1) * PAGE - size if after else PAGE
+
+    def tensor(self, like: torch.Tensor) -> torch.Tensor:
+        flat = torch.frombuffer(self._map, dtype=like.dtype, count=like.numel(), offset=self.offset)
+        return flat.copy_(like.reshape(-1)).view(like.shape)
+
+
+def _placed(place, args_dev, kwargs):
+    """Arguments of a launch with every tensor put somewhere else by `place`."""
+
+    def move(x):
+        return place(x) if isinstance(x, torch.Tensor) and x.numel() > 0 else x
+
+    return [move(x) for x in args_dev], {name: move(x) for name, x in kwargs.items()}
+
+
+def _copy_back(self, args_dev, args_hst, kwargs, kwargs_hst):
+    for ours, theirs in zip(args_dev, args_hst, strict=True):
+        if isinstance(ours, torch.Tensor):
+            ours.copy_(theirs)
+
+
+@contextlib.contextmanager
+def guard_pages(after: bool):
+    """Give every tensor of a launch a guard page: touching what lies beyond ends the process."""
+    executor = interpreter.GridExecutor
+    kept = executor._init_args_hst, executor._restore_args_dev
+    maps = []
+
+    def place(x: torch.Tensor) -> torch.Tensor:
+        maps.append(_Guarded(x.numel() * x.element_size(), after))
+        return maps[-1].tensor(x)
+
+    executor._init_args_hst = lambda self, args, kwargs: _placed(place, args, kwargs)
+    executor._restore_args_dev = _copy_back
+    try:
+        yield
+    finally:
+        executor._init_args_hst, executor._restore_args_dev = kept
+
+
+@contextlib.contextmanager
+def programs_at_once(first: int = 0):
+    """Run the programs of every launch at the same time, each in a process of its own.
+
+    The programs share the tensors. Program `first` starts at once, the others one after another.
+
+    Raises (inside):
+        TimeoutError: some program did not end: they wait for each other for ever.
+    """
+    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    call, init, restore = executor.__call__, executor._init_args_hst, executor._restore_args_dev
+
+    def child(self, program, turn, args, kwargs):
+        executor._init_args_hst = lambda self, args, kwargs: (args, kwargs)
+        executor._restore_args_dev = lambda *_: None
+
+        def set_index(self, x, y, z):
+            self.grid_idx = (program, y, z)
+
+        builder.set_grid_idx = set_index
+        self.grid = (1,)
+        time.sleep(0.05 * turn)
+        call(self, *args, **kwargs)
+
+    def launch(self, *args, **kwargs):
+        shared, shared_kwargs = _placed(lambda x: x.clone().share_memory_(), args, kwargs)
+        (programs,) = self.grid
+        children = []
+        for turn in range(programs):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    child(self, (first + turn) % programs, turn, shared, shared_kwargs)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            children.append(pid)
+        _wait(children)
+        _copy_back(self, args, shared, kwargs, shared_kwargs)
+
+    executor.__call__ = launch
+    try:
+        yield
+    finally:
+        executor.__call__, executor._init_args_hst, executor._restore_args_dev = call, init, restore
+
+
+def _wait(children: list[int]) -> None:
+    """Wait for processes; end them all, and raise, if one fails or does not end."""
+    waiting, end, failed = set(children), time.monotonic() + DEADLINE_SECONDS, False
+    while waiting and not failed and time.monotonic() < end:
+        for pid in list(waiting):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                waiting.remove(pid)
+                failed |= status != 0
+        time.sleep(0.002)
+    for pid in waiting:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    if failed:
+        raise RuntimeError("a program failed")
+    if waiting:
+        raise TimeoutError(f"{len(waiting)} of {len(children)} programs did not end")

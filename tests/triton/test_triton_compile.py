@@ -1,0 +1,61 @@
+"""Ahead-of-time compilation for sm_80, 90 and 100: what the kernels need of each GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+# A few bytes beside the operands: barriers, the broadcast of an atomic's result.
+SHARED_EXTRA = 2 << 10
+
+
+@pytest.fixture(scope="module", params=SHARED_LIMIT, ids=lambda arch: f"sm_{arch}")
+def compiled(request, tmp_path_factory):
+    """(arch, facts of every kernel)."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    run = subprocess.run(
+        [sys.executable, FOLDER / "ahead.py", str(request.param)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    return request.param, [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_nothing_spills(compiled):
+    _, kernels = compiled
+    assert len(kernels) >= 16
+    for kernel in kernels:
+        assert kernel["stack"] == 0, kernel
+        assert "LDL" not in kernel and "STL" not in kernel, kernel
+
+
+def test_shared_memory_is_within_the_limit_and_the_estimate(compiled):
+    arch, kernels = compiled
+    for kernel in kernels:
+        assert kernel["shared"] <= SHARED_LIMIT[arch], kernel
+        assert kernel["shared"] <= kernel["estimate"] + SHARED_EXTRA, kernel
+
+
+def test_products_run_on_tensor_cores(compiled):
+    _, kernels = compiled
+    for kernel in kernels:
+        found = any(name in kernel for name in ("HMMA", "HGMMA", "UTCHMMA"))
+        assert found == kernel["tensor_core"], kernel
+
+
+def test_exchange_is_a_release_and_an_acquire(compiled):
+    _, kernels = compiled
+    assert any(kernel["exchange"] for kernel in kernels)
+    assert any(kernel["resident"] for kernel in kernels)
+    for kernel in kernels:
+        # The release orders the stores; the acquire drops what L1 holds of before.
+        assert ("MEMBAR" in kernel) == kernel["exchange"], kernel
+        assert ("CCTL" in kernel) == kernel["exchange"], kernel

@@ -1,0 +1,151 @@
+"""Plans and refusals: host code alone."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import seqkernels.triton
+from seqkernels import dispatch
+from seqkernels.cells import CELLS
+from seqkernels.triton.plan import Device, Plan, candidates, precision
+
+H100 = Device(132, 227 << 10)
+SIZES = [(1, 1), (13, 100), (16, 512), (16, 1024), (64, 1024), (300, 650), (4096, 200), (2, 5000)]
+KINDS = [(2, "ieee"), (4, "tf32"), (4, "ieee")]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_shape_has_a_plan_that_cannot_hang(cell):
+    spec = CELLS[cell]
+    for batch, hidden_size in SIZES:
+        for itemsize, mode in KINDS:
+            for direction in ("forward", "backward"):
+                plans = candidates(cell, direction, itemsize, mode, batch, hidden_size, H100)
+                assert plans, (batch, hidden_size, itemsize, mode, direction)
+                for plan in plans:
+                    alone = plan.members(hidden_size) == 1
+                    assert alone or plan.grid(batch, hidden_size)[0] <= H100.multiprocessors
+                    assert plan.shared_bytes(spec, hidden_size, direction, itemsize) < 227 << 10
+                    launch = plan.constants(spec, hidden_size, direction)
+                    assert alone or launch["launch_cooperative_grid"]
+
+
+def test_a_grid_that_is_not_co_resident_is_refused_with_the_numbers():
+    plan = Plan(True, 16, 16, 64, split=4)
+    reason = plan.refusal(H100, CELLS["lstm"], 64, 1024, "forward", 2)
+    assert reason == "256 programs must be co-resident, the device has 132 multiprocessors"
+    assert plan.refusal(H100, CELLS["lstm"], 32, 1024, "forward", 2) is None
+
+
+def test_shared_memory_is_refused_with_the_numbers():
+    plan = Plan(True, 64, 64, 64, split=4, resident=True)
+    reason = plan.refusal(H100, CELLS["lstm"], 16, 1024, "forward", 2)
+    assert reason == "a program needs 786432 bytes of shared memory, the device gives 232448"
+
+
+def test_a_second_product_is_refused_by_the_cooperative_kernels():
+    plan = Plan(True, 16, 16, 64, split=4)
+    reason = plan.refusal(H100, CELLS["gru_reset_before"], 16, 64, "forward", 2)
+    assert "two products" in reason
+
+
+def test_large_recurrences_are_shared_and_keep_their_weights():
+    for cell in ("lstm", "gru"):
+        for direction in ("forward", "backward"):
+            best = candidates(cell, direction, 2, "ieee", 16, 1024, H100)[0]
+            assert best.cooperative and best.resident and best.members(1024) > 1
+
+
+def test_the_launch_refuses_a_plan_that_could_hang():
+    """Before any kernel starts: the message is all that a CPU tensor gets."""
+    from seqkernels.triton import launch
+
+    zeros = torch.zeros
+    with pytest.raises(RuntimeError, match=r"132 multiprocessors"):
+        launch.forward(
+            "rnn_tanh",
+            zeros(1, 64, 1024),
+            zeros(1024, 1024),
+            None,
+            zeros(64, 1024),
+            None,
+            None,
+            None,
+            None,
+            False,
+            False,
+            plan=Plan(True, 16, 16, 16, split=4),
+        )
+
+
+def call(**changes):
+    base = dispatch.Call(
+        cell="lstm",
+        device=torch.device("cuda"),
+        dtype=torch.float16,
+        steps=3,
+        batch=2,
+        hidden_size=8,
+        input_size=8,
+    )
+    return replace(base, **changes)
+
+
+def test_can_run_gives_reasons(monkeypatch):
+    can_run = seqkernels.triton.can_run
+    assert "float64" in can_run(call(dtype=torch.float64))
+    assert "cpu" in can_run(call(device=torch.device("cpu")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "7.5" in can_run(call())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert can_run(call()) is None
+    monkeypatch.setattr(seqkernels.triton, "find_spec", lambda name: None)
+    assert can_run(call()) == "triton is not installed"
+
+
+SWITCHES = """
+import torch
+from seqkernels.triton.plan import precision
+cudnn, found = torch.backends.cudnn, []
+def note():
+    found.append(precision(torch.float32))
+note()
+cudnn.allow_tf32 = False; note()
+cudnn.allow_tf32 = True; note()
+cudnn.rnn.fp32_precision = "ieee"; note()
+cudnn.rnn.fp32_precision = "tf32"; note()
+cudnn.allow_tf32 = False; note()
+assert precision(torch.float16) == precision(torch.bfloat16) == "ieee"
+print(*found)
+"""
+
+
+def test_products_follow_torchs_switch_old_and_new():
+    """The two ways of setting it, mixed: reading must not raise."""
+    run = subprocess.run(
+        [sys.executable, "-c", SWITCHES],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["tf32", "ieee", "tf32", "ieee", "tf32", "ieee"]
+
+
+def test_precision_is_read_at_call_time(monkeypatch):
+    found = iter(["tf32", "ieee"])
+
+    class Switch:
+        @property
+        def fp32_precision(self):
+            return next(found)
+
+    monkeypatch.setattr(torch.backends.cudnn, "rnn", Switch(), raising=False)
+    assert [precision(torch.float32), precision(torch.float32)] == ["tf32", "ieee"]
