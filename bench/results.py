@@ -121,7 +121,9 @@ def describe_device(device: torch.device, calibration: dict) -> dict:
             "name": properties.name,
             "threads": torch.get_num_threads(),
             "capability": f"sm_{properties.major}{properties.minor}",
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": _output(
+                "nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"
+            ),
             "calibration": calibration,
         }
     return {

@@ -54,7 +54,9 @@ def heading(document: dict) -> str:
     device, versions = document["device"], document["versions"]
     parts = [f"**{device['name']}**"]
     if device["type"] == "cpu":
-        parts.append(f"{device['threads']} threads, {device['capability']}")
+        threads = device["threads"]
+        timed = "1 thread, its processor time" if threads == 1 else f"{threads} threads"
+        parts.append(f"{timed}, {device['capability']}")
     else:
         parts.append(f"driver {device['driver']}, cuDNN {versions.get('cudnn')}")
     parts.append(f"torch {versions['torch']}")
