@@ -48,9 +48,12 @@ class LineChart:
             )
             for line in self.series
         ]
+        # Names stand to the right of the axes; about seven pixels a letter, after a short line.
+        longest = max((len(line.name) for line in usable), default=0)
+        right = width - _RIGHT - (34 + 7 * longest if len(usable) > 1 else 0)
         xs = _ticks([x for line in usable for x, _ in line.points])
         ys = _ticks([y for line in usable for _, y in line.points], whole=self.log_y)
-        x_of = _scale(xs, _LEFT, width - _RIGHT)
+        x_of = _scale(xs, _LEFT, right)
         y_of = _scale(ys, height - _BOTTOM, _TOP)
         parts = [_text(width / 2, 18, self.title, "middle", bold=True)]
         for x in xs:
@@ -58,7 +61,7 @@ class LineChart:
             parts.append(_text(x_of(x), height - _BOTTOM + 16, f"{x:g}", "middle"))
         for y in ys:
             label = f"1e{y:g}" if self.log_y else f"{y:g}"
-            parts.append(_line(_LEFT, y_of(y), width - _RIGHT, y_of(y)))
+            parts.append(_line(_LEFT, y_of(y), right, y_of(y)))
             parts.append(_text(_LEFT - 6, y_of(y) + 4, label, "end"))
         for i, line in enumerate(usable):
             colour = COLOURS[i % len(COLOURS)]
@@ -68,9 +71,9 @@ class LineChart:
             )
             if len(usable) > 1:
                 y = _TOP + 14 + 16 * i
-                parts.append(_line(width - 140, y - 4, width - 120, y - 4, colour, 2))
-                parts.append(_text(width - 114, y, line.name, "start"))
-        parts.append(_text(width / 2, height - 8, self.x_label, "middle"))
+                parts.append(_line(right + 8, y - 4, right + 28, y - 4, colour, 2))
+                parts.append(_text(right + 34, y, line.name, "start"))
+        parts.append(_text((_LEFT + right) / 2, height - 8, self.x_label, "middle"))
         middle = height / 2
         parts.append(
             f'<text x="14" y="{middle}" text-anchor="middle" {_FONT} '

@@ -158,7 +158,7 @@ def _split(dictionary: Dictionary, test_words: Path | None, report) -> Split:
     split, missing = split_by_list(dictionary, listed)
     if missing:
         some = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        report(f"{len(missing)} test words are not in the dictionary and are left out: {some}")
+        report(f"not in the dictionary and left out of the test ({len(missing)}): {some}")
     return split
 
 
