@@ -50,9 +50,15 @@ CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
 CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/binding.cpp",
     "csrc/cuda/stepwise.cpp",
+    "csrc/cuda/persistent.cpp",
+    "csrc/cuda/precision.cpp",
     "csrc/cuda/runtime.cu",
     "csrc/cuda/cell.cu",
     "csrc/cuda/cell_reset_before.cu",
+    "csrc/cuda/persistent_half.cu",
+    "csrc/cuda/persistent_bfloat16.cu",
+    "csrc/cuda/persistent_tf32.cu",
+    "csrc/cuda/persistent_float32.cu",
 ]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

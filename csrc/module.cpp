@@ -1,17 +1,130 @@
-// The pybind11 module _C: what was compiled in. Importing it registers the ops. No torch headers.
+// The pybind11 module _C: what was compiled in, and plans of the persistent CUDA kernels. Importing
+// it registers the ops. No torch headers.
 #include <pybind11/pybind11.h>
+
+#include <map>
+#include <string>
+
+#include "cuda/plan.h"
+#ifdef SK_WITH_CUDA
+#include "cuda/launch.h"
+#endif
 
 #ifndef SK_CUDA_ARCHS
 #define SK_CUDA_ARCHS ""
 #endif
 
+namespace py = pybind11;
+using namespace seqkernels;
+
+namespace {
+
+Cell cell_named(const std::string& name) {
+  static const std::map<std::string, Cell> cells = {
+#define SK_ENTRY(Type, name) {#name, Cell::k##Type},
+      SK_FOR_EACH_CELL(SK_ENTRY)
+#undef SK_ENTRY
+  };
+  const auto found = cells.find(name);
+  if (found == cells.end()) throw py::value_error("unknown cell " + name);
+  return found->second;
+}
+Math math_named(const std::string& name) {
+  static const std::map<std::string, Math> maths = {{"float16", Math::kHalf},
+                                                    {"bfloat16", Math::kBFloat16},
+                                                    {"tf32", Math::kTf32},
+                                                    {"float32", Math::kFloat32}};
+  const auto found = maths.find(name);
+  if (found == maths.end()) throw py::value_error("no persistent kernel for " + name);
+  return found->second;
+}
+
+// Everything a plan says, and `refusal`, empty where there is a plan.
+py::dict plan(const std::string& cell, const std::string& math, bool backward, int64_t batch,
+              int64_t hidden, int processors, int shared_per_block, int max_cluster) {
+  PlanRequest request{cell_named(cell), math_named(math), backward,         batch,
+                      hidden,           processors,       shared_per_block, max_cluster};
+  const Planned planned = make_plan(request);
+  const Plan& p = planned.plan;
+  py::dict result;
+  result["refusal"] = planned.refusal;
+  if (!planned.refusal.empty()) return result;
+  const char* exchanges[] = {"none", "cluster", "L2"};
+  result["text"] = to_string(p);
+  result["step_ns"] = planned.step_ns;
+  result["exchange"] = exchanges[static_cast<int>(p.exchange)];
+  result["units"] = p.units;
+  result["blocks"] = p.blocks;
+  result["slices"] = p.slices;
+  result["rows"] = p.rows;
+  result["warps"] = p.warps;
+  result["shared_bytes"] = p.shared_bytes;
+  result["exchange_bytes"] = p.exchange_bytes;
+  py::list phases;
+  for (int i = 0; i < p.phases; ++i) {
+    const Phase& f = p.phase[i];
+    py::dict phase;
+    phase["row_tiles"] = f.row_tiles;
+    phase["k_splits"] = f.k_splits;
+    phase["k_tiles"] = f.k_tiles;
+    phase["per_warp"] = f.per_warp;
+    phase["streamed"] = f.streamed;
+    phase["rows"] = f.row_gates * p.units;
+    phase["in_width"] = f.in_width;
+    phases.append(phase);
+  }
+  result["phases"] = phases;
+  return result;
+}
+
+#ifdef SK_WITH_CUDA
+// Why the persistent kernels cannot run a dispatch.Call on the current device, or None.
+py::object persistent_refusal(const py::object& call) {
+  static DeviceFacts facts;
+  if (facts.major == 0) {
+    const int error = query_device(&facts);
+    if (error != 0) return py::str(std::string("there is no usable GPU: ") + error_name(error));
+  }
+  if (facts.major < 8) return py::str("it needs compute capability 8.0 or newer");
+  const std::string dtype = py::str(call.attr("dtype"));  // "torch.float16"
+  std::string math = dtype.substr(dtype.find('.') + 1);
+  if (math == "float64") return py::str("there is no persistent kernel for float64");
+  if (math == "float32" && tf32_allowed()) math = "tf32";
+  PlanRequest request;
+  request.cell = cell_named(call.attr("cell").cast<std::string>());
+  request.math = math_named(math);
+  request.batch = call.attr("batch").cast<int64_t>();
+  request.hidden = call.attr("hidden_size").cast<int64_t>();
+  request.processors = facts.processors;
+  request.shared_per_block = facts.shared_per_block;
+  request.max_cluster = facts.max_cluster;
+  const bool training = call.attr("training").cast<bool>();
+  for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
+    request.backward = backward != 0;
+    const std::string refusal = make_plan(request).refusal;
+    if (!refusal.empty()) return py::str((backward ? "in the backward, " : "") + refusal);
+  }
+  return py::none();
+}
+#endif
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of seqkernels; importing it registers torch.ops.seqkernels.";
 #ifdef SK_WITH_CUDA
   m.attr("with_cuda") = true;
+  m.def("persistent_refusal", &persistent_refusal,
+        "Why the persistent kernels cannot run a dispatch.Call on this device, or None.",
+        py::arg("call"));
 #else
   m.attr("with_cuda") = false;
 #endif
   m.attr("cuda_archs") = SK_CUDA_ARCHS;
   m.attr("compiler") = __VERSION__;
+  // Defaults: an H100.
+  m.def("plan", &plan, "How the persistent kernels would cut up a shape; pure host code.",
+        py::arg("cell"), py::arg("math"), py::arg("backward"), py::arg("batch"),
+        py::arg("hidden_size"), py::kw_only(), py::arg("processors") = 132,
+        py::arg("shared_per_block") = 227 << 10, py::arg("max_cluster") = 16);
 }

@@ -93,20 +93,21 @@ struct Ops {
                                   Tensor new_h, Tensor new_c, Tensor saved) {
     return cell_backward(spec(), grad_new_h, grad_new_c, h, c, new_h, new_c, saved);
   }
-  static ForwardResult stepwise(Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0,
-                                Optional c_0, Optional lengths, Optional batch_sizes,
-                                Optional reset, bool reverse, bool save) {
-    return stepwise_forward(spec(), gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes,
-                            reset, reverse, save);
+  template <auto kFunction>
+  static ForwardResult forward(Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0,
+                               Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
+                               bool reverse, bool save) {
+    return kFunction(spec(), gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
+                     reverse, save);
   }
-  static BackwardResult stepwise_grad(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
-                                      Optional grad_c_sequence, Tensor weight_hh, Tensor h_0,
-                                      Optional c_0, Tensor output, Tensor c_sequence, Tensor saved,
-                                      Optional lengths, Optional batch_sizes, Optional reset,
-                                      bool reverse) {
-    return stepwise_backward(spec(), grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh,
-                             h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset,
-                             reverse);
+  template <auto kFunction>
+  static BackwardResult backward(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
+                                 Optional grad_c_sequence, Tensor weight_hh, Tensor h_0,
+                                 Optional c_0, Tensor output, Tensor c_sequence, Tensor saved,
+                                 Optional lengths, Optional batch_sizes, Optional reset,
+                                 bool reverse) {
+    return kFunction(spec(), grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
+                     output, c_sequence, saved, lengths, batch_sizes, reset, reverse);
   }
 };
 
@@ -115,9 +116,14 @@ struct Ops {
 
 STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
   using namespace seqkernels;
-#define SK_IMPL(Type, name)                                                    \
-  m.impl(#name "_sequence", TORCH_BOX((&Ops<Type, Cell::k##Type>::stepwise))); \
-  m.impl(#name "_sequence_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::stepwise_grad)));
+#define SK_IMPL(Type, name)                                                                      \
+  m.impl(#name "_sequence", TORCH_BOX((&Ops<Type, Cell::k##Type>::forward<&stepwise_forward>))); \
+  m.impl(#name "_sequence_backward",                                                             \
+         TORCH_BOX((&Ops<Type, Cell::k##Type>::backward<&stepwise_backward>)));                  \
+  m.impl(#name "_sequence_persistent",                                                           \
+         TORCH_BOX((&Ops<Type, Cell::k##Type>::forward<&persistent_forward>)));                  \
+  m.impl(#name "_sequence_persistent_backward",                                                  \
+         TORCH_BOX((&Ops<Type, Cell::k##Type>::backward<&persistent_backward>)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 #define SK_IMPL(Type, name)                                            \

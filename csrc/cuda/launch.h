@@ -5,8 +5,10 @@
 // float64: what a sequence keeps between its steps. Every function returns a cudaError_t as int.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "cells.h"
+#include "plan.h"
 
 namespace seqkernels {
 
@@ -46,7 +48,7 @@ struct CellBackwardArgs {
   const void* first_h = nullptr;  // [rows, H] the same for all other rows
   const void* first_c = nullptr;
   int64_t previous_rows = 0;
-  bool first_at_end = false;    // a row in its last step takes first_h (reversed, with lengths)
+  int64_t first_at_end = 0;     // 1: a row in its last step takes first_h (reversed, with lengths)
   const void* new_h = nullptr;  // [rows, H] state after the step
   const void* new_c = nullptr;
   const void* saved = nullptr;       // [rows, K*H]
@@ -76,13 +78,51 @@ int launch_widen(Dtype dtype, void* carry, const void* from, int64_t count, void
 int launch_narrow(Dtype dtype, void* to, const void* carry, const void* recurrent,
                   const bool* reset, int64_t rows, int64_t hidden, void* stream);
 
+// A whole sequence in one launch, forward or backward. Shapes as in ops.cpp; null leaves out.
+struct SequenceArgs {
+  Plan plan;
+  int32_t steps = 0, reverse = 0;
+  const void *weight_hh = nullptr, *h_0 = nullptr, *c_0 = nullptr;
+  const int64_t* lengths = nullptr;  // [N]; given for packed input too
+  const int64_t* offsets = nullptr;  // [T], packed: the row at which a step begins
+  const bool* reset = nullptr;
+  void* exchange = nullptr;  // plan.exchange_bytes, zeroed
+  // Forward.
+  const void *gates_x = nullptr, *bias_hh = nullptr;
+  void *h_n = nullptr, *c_n = nullptr;
+  // Results of the forward, which the backward reads.
+  void *output = nullptr, *c_sequence = nullptr, *saved = nullptr;
+  // Backward.
+  const void *grad_output = nullptr, *grad_h_n = nullptr, *grad_c_n = nullptr;
+  const void* grad_c_sequence = nullptr;
+  void *grad_gates_x = nullptr, *grad_gates_hn = nullptr;
+  void *grad_h_0 = nullptr, *grad_c_0 = nullptr;
+};
+// Padding would be copied to the device with whatever it holds; gcc 12 clears it in the wrong place
+// under -ftrivial-auto-var-init, which the emulator uses.
+static_assert(std::has_unique_object_representations_v<CellForwardArgs> &&
+              std::has_unique_object_representations_v<CellBackwardArgs> &&
+              std::has_unique_object_representations_v<SequenceArgs>);
+int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& args, void* stream);
+// One math each, in files of their own.
+int launch_persistent_half(Cell, bool backward, const SequenceArgs&, void* stream);
+int launch_persistent_bfloat16(Cell, bool backward, const SequenceArgs&, void* stream);
+int launch_persistent_tf32(Cell, bool backward, const SequenceArgs&, void* stream);
+int launch_persistent_float32(Cell, bool backward, const SequenceArgs&, void* stream);
+// Writes `count` numbers to device memory as kernel arguments: works in a CUDA graph and never
+// waits, unlike a copy from pageable memory.
+int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* stream);
+
 // Facts of the current device that decide what can be launched.
 struct DeviceFacts {
   int major = 0, minor = 0, processors = 0;
   int shared_per_block = 0;  // bytes a block may opt in to
+  int max_cluster = 1;       // blocks of a cluster that can be resident, each with a whole SM
 };
 int query_device(DeviceFacts* facts);
 const char* error_name(int error);
+// Whether torch allows TF32 in recurrent layers, at this moment.
+bool tf32_allowed();
 int zero_async(void* p, int64_t bytes, void* stream);
 
 }  // namespace seqkernels

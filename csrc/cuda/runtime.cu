@@ -1,15 +1,45 @@
-// The few calls of the CUDA runtime that the bindings need beside launches. No kernels.
+// What the bindings need of the CUDA runtime beside their kernels.
 #include "device.h"
 #include "launch.h"
 
 namespace seqkernels {
+namespace {
+
+// As many numbers as fit into the arguments of a kernel.
+struct Numbers {
+  static constexpr int kCapacity = 480;
+  int64_t value[kCapacity];
+};
+__global__ void numbers_kernel(int64_t* to, int count, Numbers numbers) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = numbers.value[i];
+}
+
+}  // namespace
+
+int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* stream) {
+  sk::LaunchConfig config;
+  config.grid = dim3(1);
+  config.block = dim3(128);
+  config.stream = stream;
+  for (int64_t first = 0; first < count; first += Numbers::kCapacity) {
+    const int part =
+        static_cast<int>(count - first < Numbers::kCapacity ? count - first : Numbers::kCapacity);
+    Numbers values = {};
+    memcpy(values.value, numbers + first, part * sizeof(int64_t));
+    if (const int error = sk::launch(numbers_kernel, config, to + first, part, values))
+      return error;
+  }
+  return 0;
+}
 
 #ifdef SK_EMULATE
 
 extern "C" const char* emu_error();
 
+// Tests choose the device that plans are made for.
+DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 16};
 int query_device(DeviceFacts* facts) {
-  *facts = {9, 0, 132, 227 * 1024};
+  *facts = emulated_facts;
   return 0;
 }
 const char* error_name(int) { return emu_error(); }
@@ -19,6 +49,28 @@ int zero_async(void* p, int64_t bytes, void*) {
 }
 
 #else
+
+namespace {
+
+// Stands for any kernel that fills a multiprocessor.
+__global__ void __launch_bounds__(kMaxWarps * 32, 1) probe_kernel() {}
+
+// The largest power of two of such blocks that can form a resident cluster.
+int max_cluster(const DeviceFacts& facts) {
+  if (facts.major < 9) return 1;
+  for (unsigned blocks = 16; blocks > 1; blocks /= 2) {
+    sk::LaunchConfig config;
+    config.grid = dim3(blocks);
+    config.block = dim3(kMaxWarps * 32);
+    config.shared_bytes = facts.shared_per_block;
+    config.cluster = blocks;
+    int clusters = 0;
+    if (sk::max_resident(probe_kernel, config, &clusters) == 0 && clusters > 0) return blocks;
+  }
+  return 1;
+}
+
+}  // namespace
 
 int query_device(DeviceFacts* facts) {
   int device = 0;
@@ -30,6 +82,7 @@ int query_device(DeviceFacts* facts) {
   get(&facts->minor, cudaDevAttrComputeCapabilityMinor);
   get(&facts->processors, cudaDevAttrMultiProcessorCount);
   get(&facts->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (error == cudaSuccess) facts->max_cluster = max_cluster(*facts);
   return sk::detail::finish(error);
 }
 const char* error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

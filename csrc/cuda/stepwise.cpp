@@ -11,14 +11,6 @@ using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::transpose;
 
-void check_weights(const CellSizes& spec, const Layout& l, const Tensor& weight_hh,
-                   const Tensor& h_0, const Optional& c_0, const std::string& op) {
-  check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
-  STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
-                  spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
-  check_like(c_0, h_0, {l.batch, l.hidden}, op, "c_0");
-}
-
 // Flags of step t, [N], or null.
 const bool* flags_at(const Layout& l, int64_t t) {
   return l.reset.has_value() ? l.reset->const_data_ptr<bool>() + t * l.batch : nullptr;
@@ -35,9 +27,7 @@ ForwardResult stepwise_forward(const CellSizes& spec, Tensor gates_x, Tensor wei
   const std::string op = std::string(spec.name) + "_sequence";
   const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, reverse, op);
   const int64_t n = l.batch, hidden = l.hidden;
-  check_weights(spec, l, weight_hh, h_0, c_0, op);
-  check_like(gates_x, h_0, l.shape(spec.gates * hidden), op, "gates_x");
-  check_like(bias_hh, h_0, {spec.gates * hidden}, op, "bias_hh");
+  check_forward(spec, l, gates_x, weight_hh, bias_hh, h_0, c_0, op);
   const Dtype dtype = dtype_of(h_0, op);
   const OnDevice device(h_0);
   gates_x = dense(gates_x), bias_hh = dense(bias_hh), h_0 = dense(h_0);
@@ -112,16 +102,8 @@ BackwardResult stepwise_backward(const CellSizes& spec, Optional grad_output, Op
   const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, reverse, op);
   const int64_t n = l.batch, hidden = l.hidden, gates = spec.gates * hidden;
   const bool two = spec.states == 2, halves = spec.cell == Cell::kGruResetBefore;
-  check_weights(spec, l, weight_hh, h_0, c_0, op);
-  check_like(output, h_0, l.shape(hidden), op, "output");
-  check_like(grad_output, h_0, l.shape(hidden), op, "grad_output");
-  check_like(grad_h_n, h_0, {n, hidden}, op, "grad_h_n");
-  if (two) {
-    check_like(grad_c_n, h_0, {n, hidden}, op, "grad_c_n");
-    check_like(grad_c_sequence, h_0, l.shape(hidden), op, "grad_c_sequence");
-    check_like(c_sequence, h_0, l.shape(hidden), op, "c_sequence");
-  }
-  if (spec.saved) check_like(saved, h_0, l.shape(spec.saved * hidden), op, "saved");
+  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
+                 output, c_sequence, saved, op);
   const Dtype dtype = dtype_of(h_0, op);
   const OnDevice device(h_0);
   grad_output = dense(grad_output), grad_h_n = dense(grad_h_n);

@@ -45,7 +45,7 @@ constexpr CellSizes sizes_of(Cell cell, const char* name) {
 class OnDevice {
  public:
 #ifdef SK_EMULATE
-  explicit OnDevice(const Tensor&) {}
+  explicit OnDevice(const Tensor&) { query_device(&facts); }
 #else
   explicit OnDevice(const Tensor& like) : guard_(like.get_device_index()) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
@@ -229,13 +229,51 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-ForwardResult stepwise_forward(const CellSizes& spec, Tensor gates_x, Tensor weight_hh,
-                               Optional bias_hh, Tensor h_0, Optional c_0, Optional lengths,
-                               Optional batch_sizes, Optional reset, bool reverse, bool save);
-BackwardResult stepwise_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                                 Optional grad_c_n, Optional grad_c_sequence, Tensor weight_hh,
-                                 Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
-                                 Tensor saved, Optional lengths, Optional batch_sizes,
-                                 Optional reset, bool reverse);
+inline void check_weights(const CellSizes& spec, const Layout& l, const Tensor& weight_hh,
+                          const Tensor& h_0, const Optional& c_0, const std::string& op) {
+  check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
+  STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
+                  spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
+  check_like(c_0, h_0, {l.batch, l.hidden}, op, "c_0");
+}
+inline void check_forward(const CellSizes& spec, const Layout& l, const Tensor& gates_x,
+                          const Tensor& weight_hh, const Optional& bias_hh, const Tensor& h_0,
+                          const Optional& c_0, const std::string& op) {
+  check_weights(spec, l, weight_hh, h_0, c_0, op);
+  check_like(gates_x, h_0, l.shape(spec.gates * l.hidden), op, "gates_x");
+  check_like(bias_hh, h_0, {spec.gates * l.hidden}, op, "bias_hh");
+}
+inline void check_backward(const CellSizes& spec, const Layout& l, const Optional& grad_output,
+                           const Optional& grad_h_n, const Optional& grad_c_n,
+                           const Optional& grad_c_sequence, const Tensor& weight_hh,
+                           const Tensor& h_0, const Optional& c_0, const Tensor& output,
+                           const Tensor& c_sequence, const Tensor& saved, const std::string& op) {
+  check_weights(spec, l, weight_hh, h_0, c_0, op);
+  check_like(output, h_0, l.shape(l.hidden), op, "output");
+  check_like(grad_output, h_0, l.shape(l.hidden), op, "grad_output");
+  check_like(grad_h_n, h_0, {l.batch, l.hidden}, op, "grad_h_n");
+  if (spec.states == 2) {
+    check_like(grad_c_n, h_0, {l.batch, l.hidden}, op, "grad_c_n");
+    check_like(grad_c_sequence, h_0, l.shape(l.hidden), op, "grad_c_sequence");
+    check_like(c_sequence, h_0, l.shape(l.hidden), op, "c_sequence");
+  }
+  if (spec.saved) check_like(saved, h_0, l.shape(spec.saved * l.hidden), op, "saved");
+}
+
+#define SK_FORWARD_PARAMETERS                                                             \
+  const CellSizes &spec, Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0,  \
+      Optional c_0, Optional lengths, Optional batch_sizes, Optional reset, bool reverse, \
+      bool save
+#define SK_BACKWARD_PARAMETERS                                                                 \
+  const CellSizes &spec, Optional grad_output, Optional grad_h_n, Optional grad_c_n,           \
+      Optional grad_c_sequence, Tensor weight_hh, Tensor h_0, Optional c_0, Tensor output,     \
+      Tensor c_sequence, Tensor saved, Optional lengths, Optional batch_sizes, Optional reset, \
+      bool reverse
+ForwardResult stepwise_forward(SK_FORWARD_PARAMETERS);
+BackwardResult stepwise_backward(SK_BACKWARD_PARAMETERS);
+ForwardResult persistent_forward(SK_FORWARD_PARAMETERS);
+BackwardResult persistent_backward(SK_BACKWARD_PARAMETERS);
+#undef SK_FORWARD_PARAMETERS
+#undef SK_BACKWARD_PARAMETERS
 
 }  // namespace seqkernels

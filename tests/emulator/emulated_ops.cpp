@@ -10,3 +10,14 @@
 #define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) \
   _STABLE_TORCH_LIBRARY_IMPL(seqkernels_emulated, CPU, m, __COUNTER__)
 #include "cuda/binding.cpp"
+
+namespace seqkernels {
+extern DeviceFacts emulated_facts;
+}
+
+// The device that plans are made for.
+extern "C" __attribute__((visibility("default"))) void emulated_device(int processors,
+                                                                       int shared_per_block,
+                                                                       int max_cluster) {
+  seqkernels::emulated_facts = {9, 0, processors, shared_per_block, max_cluster};
+}

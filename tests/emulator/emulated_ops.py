@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import shlex
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ def _library() -> Path:
     torch_dir = Path(torch.__file__).parent
     includes = [f"-I{p}" for p in (HERE, ROOT / "csrc", ROOT / "csrc" / "cuda")]
     includes += [f"-I{cuda_home() / 'include'}", f"-isystem{torch_dir / 'include'}"]
+    includes += [f"-isystem{sysconfig.get_paths()['include']}"]
     flags = [*FLAGS, "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
     headers = _headers()
     own = headers + b"".join(b.read_bytes() for b in (ROOT / "csrc").rglob("*.cpp"))
@@ -63,9 +65,25 @@ def library() -> EmulatorLibrary:
     return EmulatorLibrary(path, None)
 
 
-def ops(schedule: str = "round robin", seed: int = 1):
-    """The emulated ops, with every later launch on the named schedule."""
+def ops(
+    schedule: str = "round robin",
+    seed: int = 1,
+    *,
+    processors: int = 132,
+    shared_per_block: int = 227 << 10,
+    max_cluster: int = 16,
+):
+    """The emulated ops, with every later launch on the named schedule.
+
+    Args:
+        schedule: one of SCHEDULES.
+        seed: of the shuffled schedule.
+        processors: multiprocessors of the device that plans are made for.
+        shared_per_block: bytes of shared memory that a block may use there.
+        max_cluster: largest cluster; 1 makes groups exchange through L2.
+    """
     library().functions.emu_begin(SCHEDULES.index(schedule), seed)
+    library().functions.emulated_device(processors, shared_per_block, max_cluster)
     return torch.ops.seqkernels_emulated
 
 

@@ -1,0 +1,154 @@
+// The loop that all persistent sequence kernels share. A policy (forward.h, backward.h) says what
+// a step reads, computes and writes; Product and Exchanger do the rest.
+#pragma once
+#include "exchange.h"
+
+namespace seqkernels {
+
+// A thread's elements of the state: hidden unit `unit` of batch row `row`, up to kPerThread.
+struct Element {
+  bool valid;
+  int unit;       // within the block
+  int row;        // within the slice
+  int batch_row;  // of the whole batch
+  int hidden;     // of the whole layer
+  int length;     // steps of this row
+};
+
+struct Steps {
+  int count;  // of the longest row of the slice
+  int total;
+};
+
+SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
+  Element e;
+  const int index = b.thread + i * b.threads;
+  e.row = index / a.plan.units;
+  e.unit = index % a.plan.units;
+  e.batch_row = b.first_row + e.row;
+  e.hidden = b.first_unit + e.unit;
+  e.valid = e.row < b.rows && e.hidden < a.plan.hidden;
+  e.length = static_cast<int>(a.steps);
+  if (e.valid && a.lengths != nullptr) e.length = static_cast<int>(a.lengths[e.batch_row]);
+  return e;
+}
+
+SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
+  Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps)};
+  if (a.lengths == nullptr) return s;
+  s.count = 0;
+  for (int n = 0; n < b.rows; ++n) {
+    const int length = static_cast<int>(a.lengths[b.first_row + n]);
+    s.count = length > s.count ? length : s.count;
+  }
+  s.count = s.count < s.total ? s.count : s.total;
+  return s;
+}
+
+// The row of a [T, N, .] or packed tensor that holds batch row `row` of step t.
+SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int t, int row) {
+  return a.offsets != nullptr ? a.offsets[t] + row : int64_t(t) * a.plan.batch + row;
+}
+
+template <typename scalar_t>
+SK_DEVICE float value_at(const void* p, int64_t i) {
+  return p == nullptr ? 0.0f : sk::to_float(static_cast<const scalar_t*>(p)[i]);
+}
+template <typename scalar_t>
+SK_DEVICE void put(void* p, int64_t i, float x) {
+  if (p != nullptr) static_cast<scalar_t*>(p)[i] = sk::from_float<scalar_t>(x);
+}
+
+// Element of block `block` of a slice, at the place where the product reads it.
+template <typename M>
+SK_DEVICE void stage(const Plan& p, char* slice, int block, const Element& e, float x) {
+  const int index = block * p.units + e.unit;
+  char* chunk = slice + (index / kChunk<M> * p.rows_padded + e.row) * kChunkBytes;
+  reinterpret_cast<typename M::element*>(chunk)[index % kChunk<M>] = to_element<M>(x);
+}
+
+// The recurrent product for row `r` of this block's rows.
+SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r, int row) {
+  const auto* partial = reinterpret_cast<const float*>(shared + p.partial_offset);
+  float sum = 0.0f;
+  for (int split = 0; split < f.k_splits; ++split) {
+    sum += partial[(split * f.row_tiles * kTileRows + r) * p.partial_pitch + row];
+  }
+  return sum;
+}
+
+template <typename Policy, typename M>
+__global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
+  constexpr int kRegisters = M::kMath == Math::kFloat32 ? 0 : kRegisterTiles / Policy::kPhases;
+  SK_SHARED(shared);
+  const Plan& p = a.plan;
+  const Block b = own_block(p);
+  const Steps steps = own_steps(a, b);
+
+  Product<M, Policy::kBackward, kRegisters> product[Policy::kPhases];
+#pragma unroll
+  for (int phase = 0; phase < Policy::kPhases; ++phase) {
+    product[phase].load(a, b, phase, shared);
+    __syncthreads();
+  }
+  // Rows and chunks beyond the sizes stay zero.
+  const int halves = p.exchange == Exchange::kCluster ? 2 : 1;
+  for (int i = b.thread * 16; i < halves * p.input_bytes; i += b.threads * 16) {
+    *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
+  }
+  __syncthreads();
+  Policy policy;
+  policy.template begin<M>(a, b, shared);
+  if (steps.count > 0) policy.fetch(a, steps, 0);
+  Exchanger exchanger;
+  exchanger.begin(a, b, shared);
+
+  int round = 0;
+  for (int s = 0; s < steps.count; ++s) {
+#pragma unroll
+    for (int phase = 0; phase < Policy::kPhases; ++phase) {
+      const Phase& f = p.phase[phase];
+      const int bytes = f.out_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
+      // The backward's first step has nothing behind it that was exchanged.
+      const bool first = Policy::kBackward && s == 0 && phase == 0;
+      if (!first) product[phase].run(p, b, exchanger.input(round));
+      __syncthreads();
+      char* slice = exchanger.input(round + 1) + b.own * bytes;
+      policy.template compute<M>(a, f, phase, first, shared, slice);
+      // The forward's last state is wanted by nobody.
+      const bool last = !Policy::kBackward && s + 1 == steps.count && phase + 1 == Policy::kPhases;
+      if (!last) {
+        __syncthreads();
+        exchanger.publish(b, round, bytes);
+      }
+      policy.store(a, steps, phase, s);
+      if (phase + 1 == Policy::kPhases && s + 1 < steps.count) policy.fetch(a, steps, s + 1);
+      if (!last) {
+        exchanger.collect(b, round, bytes);
+        __syncthreads();
+        ++round;
+      }
+    }
+  }
+  if (Policy::kBackward && steps.count > 0) {
+    product[0].run(p, b, exchanger.input(round));
+    __syncthreads();
+  }
+  policy.finish(a, steps, shared);
+  exchanger.end();
+}
+
+template <typename Policy, typename M>
+int launch_policy(const SequenceArgs& a, void* stream) {
+  sk::LaunchConfig config;
+  config.grid = dim3(a.plan.blocks * a.plan.slices);
+  config.block = dim3(a.plan.warps * 32);
+  config.shared_bytes = a.plan.shared_bytes;
+  config.stream = stream;
+  config.cluster = a.plan.exchange == Exchange::kCluster ? a.plan.blocks : 1;
+  // A grid whose blocks wait for each other is refused where it cannot be resident as a whole.
+  config.cooperative = a.plan.exchange == Exchange::kL2;
+  return sk::launch(persistent_kernel<Policy, M>, config, a);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,20 @@
+// A whole sequence in one launch, forward and backward, for every cell, float16 with float32 sums.
+// A block owns hidden units with all their gates; a warp a tile of 16 gate rows and part of k.
+// Recurrent weights stay in registers and shared memory, h and c (or their gradients) in registers.
+// Blocks of a group exchange h (or gate gradients) every step: in a cluster, or by flagged words.
+// bench/results/<device>/layer.json compares it with cuDNN; plan.h decides shapes and refuses.
+//
+// Limitations: one layer and direction a launch; a slice of the exchanged values of a whole group
+// must fit in shared memory (the backward exchanges G times as much as the forward); at most 1024
+// elements of state a block; wgmma and TMA are not used.
+#include "backward.h"
+#include "forward.h"
+
+namespace seqkernels {
+
+int launch_persistent_half(Cell cell, bool backward, const SequenceArgs& args, void* stream) {
+  return backward ? launch_backward<HalfMath>(cell, args, stream)
+                  : launch_forward<HalfMath>(cell, args, stream);
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,287 @@
+// Which decomposition the persistent kernels use for a shape, and whether they can run it at all.
+// Host code without CUDA or torch headers: tested without a GPU, printed by `explain`.
+//
+// A group of `blocks` thread blocks shares one recurrence of `rows` batch rows; a batch wider than
+// that is cut into `slices`, which never wait for each other. A block owns `units` hidden units
+// with all their gates. Its slice of weight_hh is cut into tiles of 16 rows by 2 chunks (a chunk is
+// 16 bytes along the summed dimension): each warp owns a row tile and a range of chunk pairs, its
+// first tiles in registers, the rest in shared memory.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "cells.h"
+
+namespace seqkernels {
+
+// Number format of the recurrent product. TF32 and float32 store float32.
+enum class Math : int32_t { kHalf, kBFloat16, kTf32, kFloat32 };
+// How h (or the gate gradients) reach the other blocks of a group.
+enum class Exchange : int32_t { kNone, kCluster, kL2 };
+
+constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
+// Elements of the state that a thread owns.
+constexpr int kPerThread = 2;
+constexpr int kMaxPhases = 2;
+// Register-resident weight tiles of a warp, over all products of a step.
+constexpr int kRegisterTiles = 24;
+// Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
+constexpr int kWordBytes = 16, kWordData = 12;
+
+// One product of a step and the exchange after its pointwise part.
+struct Phase {
+  int row_gates = 1;  // gate blocks among the product's rows (forward), else 1
+  int in_width = 1;   // blocks of `units` values per exchanged unit that the product reads
+  int out_width = 1;  // the same, that are published afterwards
+  int gate = 0;       // first gate of the rows (forward) or of what is read (backward)
+  int row_tiles = 0, k_splits = 0, k_tiles = 0;
+  int per_warp = 0;  // k tiles of a warp, at most
+  int streamed = 0;  // of these, how many are read from shared memory
+  int weight_offset = 0;
+};
+
+// What a kernel needs to know; sizes and offsets of shared memory in bytes.
+struct Plan {
+  int64_t exchange_bytes = 0;  // global memory
+  Math math = Math::kHalf;
+  int hidden = 0, batch = 0;
+  Exchange exchange = Exchange::kNone;
+  int units = 0, blocks = 0, slices = 0;
+  int rows = 0, rows_padded = 0;  // batch rows of a slice, and rounded up to 8
+  int warps = 0, phases = 1;
+  Phase phase[kMaxPhases];
+  int input_bytes = 0;  // the exchanged values of a whole group
+  int partial_offset = 0, partial_pitch = 0, bias_offset = 0, barrier_offset = 0;
+  int shared_bytes = 0;
+  int words = 0;  // of one block's slice, exchange through L2
+};
+
+struct PlanRequest {
+  Cell cell = Cell::kLstm;
+  Math math = Math::kHalf;
+  bool backward = false;
+  int64_t batch = 0, hidden = 0;
+  int processors = 132;              // multiprocessors
+  int shared_per_block = 227 << 10;  // bytes a block may use
+  int max_cluster = 16;              // 1 where there are no clusters
+};
+
+struct Planned {
+  Plan plan;
+  double step_ns = 0;   // predicted; for choosing among decompositions, not a promise
+  std::string refusal;  // why there is no plan; empty where there is one
+};
+
+inline int gates_of(Cell cell) {
+  switch (cell) {
+    case Cell::kLstm:
+      return Lstm::kGates;
+    case Cell::kGru:
+      return Gru::kGates;
+    case Cell::kGruResetBefore:
+      return GruResetBefore::kGates;
+    case Cell::kRnnTanh:
+      return RnnTanh::kGates;
+    case Cell::kRnnRelu:
+      return RnnRelu::kGates;
+  }
+  return 0;
+}
+inline int element_bytes(Math math) {
+  return math == Math::kHalf || math == Math::kBFloat16 ? 2 : 4;
+}
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+// The products of a step, in order; phase i reads what phase i - 1 (cyclically) has published.
+inline int set_phases(Cell cell, bool backward, Phase (&phase)[kMaxPhases]) {
+  const int gates = gates_of(cell);
+  if (cell != Cell::kGruResetBefore) {
+    phase[0].row_gates = backward ? 1 : gates;
+    phase[0].in_width = phase[0].out_width = backward ? gates : 1;
+    return 1;
+  }
+  if (!backward) {  // r and z from h, publishing r * h; then n from r * h, publishing h
+    phase[0].row_gates = 2;
+    phase[1].gate = 2;
+    return 2;
+  }
+  // dh from (dr, dz), publishing dn; then d(r * h) from dn, publishing (dr, dz)
+  phase[0].in_width = phase[1].out_width = 2;
+  phase[1].gate = 2;
+  return 2;
+}
+
+namespace plan_detail {
+
+// Fills in what follows from units, blocks, rows and exchange; false where it cannot be held.
+inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
+  Plan& p = *plan;
+  p.math = r.math;
+  const int size = element_bytes(r.math), per_chunk = kChunkBytes / size;
+  p.hidden = static_cast<int>(r.hidden);
+  p.batch = static_cast<int>(r.batch);
+  p.rows_padded = round_up(p.rows, 8);
+  p.slices = ceil_div(p.batch, p.rows);
+  p.phases = set_phases(r.cell, r.backward, p.phase);
+  const int in_registers = r.math == Math::kFloat32 ? 0 : kRegisterTiles / p.phases;
+
+  int offset = 0, slice_bytes = 0, active = 0, widest = 0;
+  for (int i = 0; i < p.phases; ++i) {
+    Phase& f = p.phase[i];
+    const int chunks = p.blocks * f.in_width * p.units / per_chunk;
+    f.row_tiles = ceil_div(f.row_gates * p.units, kTileRows);
+    if (f.row_tiles > kMaxWarps) {
+      *why = "a block would own more gate rows than its warps can hold";
+      return false;
+    }
+    f.k_tiles = ceil_div(chunks, 2);
+    f.k_splits = std::min(kMaxWarps / f.row_tiles, f.k_tiles);
+    f.per_warp = ceil_div(f.k_tiles, f.k_splits);
+    f.streamed = std::max(0, f.per_warp - in_registers);
+    active = std::max(active, f.row_tiles * f.k_splits);
+    p.input_bytes = std::max(p.input_bytes, 2 * f.k_tiles * p.rows_padded * kChunkBytes);
+    widest = std::max(widest, f.out_width);
+  }
+  slice_bytes = widest * p.units / per_chunk * p.rows_padded * kChunkBytes;
+  p.warps = std::min(kMaxWarps, std::max(active, ceil_div(p.units * p.rows, 32 * kPerThread)));
+  if (p.units * p.rows > p.warps * 32 * kPerThread) {
+    *why = "a block's threads cannot hold the state of so many rows";
+    return false;
+  }
+
+  offset = p.input_bytes * (p.exchange == Exchange::kCluster ? 2 : 1);
+  for (int i = 0; i < p.phases; ++i) {
+    p.phase[i].weight_offset = offset;
+    offset += p.phase[i].row_tiles * p.phase[i].k_splits * p.phase[i].streamed * kTileBytes;
+  }
+  p.partial_offset = offset;
+  p.partial_pitch = p.rows_padded + 4;  // floats; keeps the readers of one row off one bank
+  offset += active * kTileRows * p.partial_pitch * 4;
+  p.bias_offset = offset;
+  offset += round_up(gates_of(r.cell) * p.units * 4, 16);
+  p.barrier_offset = offset;
+  p.shared_bytes = offset + 16;
+  if (p.shared_bytes > r.shared_per_block) {
+    *why = "the recurrent weights do not fit on chip: a block would need " +
+           std::to_string(p.shared_bytes >> 10) + " KB of shared memory and has " +
+           std::to_string(r.shared_per_block >> 10);
+    return false;
+  }
+  if (p.exchange == Exchange::kL2) {
+    p.words = ceil_div(slice_bytes, kWordData);
+    p.exchange_bytes = int64_t(2) * p.slices * p.blocks * p.words * kWordBytes;
+    if (int64_t(p.blocks) * p.slices > r.processors) {
+      *why = "its " + std::to_string(p.blocks * p.slices) +
+             " blocks would not all be resident on " + std::to_string(r.processors) +
+             " multiprocessors";
+      return false;
+    }
+  }
+  return true;
+}
+
+// Nanoseconds of a step. Rates are data-sheet estimates for an H100 at 1.7 GHz (latencies of the
+// exchanges: gpu measurements by others); only their proportions matter here.
+inline double predict(const PlanRequest& r, const Plan& p) {
+  constexpr double kClock = 1.7;
+  const int size = element_bytes(r.math);
+  const int column_pairs = ceil_div(p.rows_padded, 16);
+  double ns = 0;
+  for (int i = 0; i < p.phases; ++i) {
+    const Phase& f = p.phase[i];
+    const double tiles = double(f.row_tiles) * f.k_tiles;
+    if (r.math == Math::kFloat32) {
+      ns += tiles * kTileRows * 8 * p.rows_padded / 128 / kClock;
+    } else {
+      const double issue = tiles * column_pairs * 2 * 8 / 4;  // two mma a tile, 8 clocks, 4 units
+      const double latency = f.per_warp * column_pairs * 18.0;
+      const double stream =
+          double(f.row_tiles) * f.k_splits * f.streamed * kTileBytes * column_pairs / 128;
+      ns += std::max({issue, latency, stream}) / kClock;
+    }
+    const int rounds = ceil_div(p.units * p.rows, p.warps * 32);
+    ns += 120 + 30 * rounds + f.k_splits * f.row_gates * 1.5 * rounds;
+    const double bytes = double(f.out_width) * p.units * size * p.rows_padded * p.blocks;
+    if (p.exchange == Exchange::kCluster) ns += 450 + bytes / 60;
+    if (p.exchange == Exchange::kL2) {
+      const double traffic = bytes * kWordBytes / kWordData;
+      ns += 800 + std::max(traffic / 100, traffic * p.blocks * p.slices / 5000);
+    }
+  }
+  // Slices beyond what the chip holds at once run afterwards.
+  const int at_once = p.exchange == Exchange::kCluster && p.blocks == 16
+                          ? std::max(1, r.processors / 18)
+                          : std::max(1, r.processors / p.blocks);
+  return ns * ceil_div(p.slices, at_once);
+}
+
+}  // namespace plan_detail
+
+// The fastest decomposition by the estimate above, or why there is none. Never throws.
+inline Planned make_plan(const PlanRequest& r) {
+  Planned best;
+  std::string why = "the batch or the hidden size is empty", first_why;
+  int least = 0;  // shared memory of the refused plan that came closest
+  const auto consider = [&](Exchange exchange, int units, int blocks, int rows) {
+    Plan p;
+    p.exchange = exchange;
+    p.units = units, p.blocks = blocks, p.rows = rows;
+    if (!plan_detail::complete(r, &p, &why)) {
+      if (p.shared_bytes > 0 && (least == 0 || p.shared_bytes < least)) {
+        least = p.shared_bytes;
+        first_why = why;
+      }
+      return;
+    }
+    const double ns = plan_detail::predict(r, p);
+    if (best.plan.blocks == 0 || ns < best.step_ns) best.plan = p, best.step_ns = ns;
+  };
+  if (r.batch > 0 && r.hidden > 0 && r.batch <= (1 << 20) && r.hidden <= (1 << 16)) {
+    const int hidden = static_cast<int>(r.hidden), batch = static_cast<int>(r.batch);
+    for (int rows = std::min(8, batch); rows <= 128; rows += 8) {
+      const int own = std::min(rows, batch);
+      for (int units = 8; units <= 256; units += 8) {
+        const int blocks = ceil_div(hidden, units);
+        if (blocks == 1) {
+          consider(Exchange::kNone, units, 1, own);
+          break;
+        }
+        consider(Exchange::kL2, units, blocks, own);
+      }
+      for (int blocks = 2; blocks <= r.max_cluster; blocks *= 2) {
+        const int units = round_up(ceil_div(hidden, blocks), 8);
+        if (ceil_div(hidden, units) > blocks / 2) {
+          consider(Exchange::kCluster, units, blocks, own);
+        }
+      }
+      if (own == batch) break;
+    }
+  } else if (r.batch > 0 && r.hidden > 0) {
+    why = "the batch or the hidden size is too large";
+  }
+  if (best.plan.blocks == 0) best.refusal = first_why.empty() ? why : first_why;
+  return best;
+}
+
+inline std::string to_string(const Plan& p) {
+  const char* names[] = {"no exchange", "exchange in a cluster", "exchange through L2"};
+  const char* maths[] = {"float16", "bfloat16", "TF32", "float32"};
+  const std::string text =
+      std::string(maths[static_cast<int>(p.math)]) + " products, " + std::to_string(p.blocks) +
+      " blocks of " + std::to_string(p.units) + " units and " + std::to_string(p.warps) +
+      " warps, " + std::to_string(p.slices) + (p.slices == 1 ? " slice of " : " slices of ") +
+      std::to_string(p.rows) + " rows, " + names[static_cast<int>(p.exchange)] + ", weights: ";
+  int held = 0, streamed = 0;
+  for (int i = 0; i < p.phases; ++i) {
+    const Phase& f = p.phase[i];
+    streamed += f.row_tiles * f.k_splits * f.streamed * kTileBytes;
+    held += f.row_tiles * f.k_splits * (f.per_warp - f.streamed) * kTileBytes;
+  }
+  return text + std::to_string(held >> 10) + " KB in registers and " +
+         std::to_string(streamed >> 10) + " KB in shared memory of " +
+         std::to_string(p.shared_bytes >> 10) + " KB";
+}
+
+}  // namespace seqkernels

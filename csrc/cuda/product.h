@@ -1,0 +1,226 @@
+// The recurrent product of one block: gates [row tile, batch row] = weights x exchanged values.
+//
+// Everything lies in chunks of 16 bytes along the summed dimension k. Inputs in shared memory are
+// [chunk][batch row], weight tiles [2 chunks][16 rows]; both are read by ldmatrix without bank
+// conflicts, since 8 neighbouring rows of a chunk fill all banks. A warp owns one tile of 16 rows
+// and a range of k tiles; its partial sums go to shared memory, where the pointwise part adds them.
+#pragma once
+#include "device.h"
+#include "launch.h"
+
+namespace seqkernels {
+
+// Number formats. `scalar` is what tensors hold, `element` what the product reads.
+struct HalfMath {
+  using scalar = __half;
+  using element = __half;
+  static constexpr Math kMath = Math::kHalf;
+  SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    sk::mma_m16n8k16<__half>(d, a, b);
+  }
+};
+struct BFloat16Math {
+  using scalar = __nv_bfloat16;
+  using element = __nv_bfloat16;
+  static constexpr Math kMath = Math::kBFloat16;
+  SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    sk::mma_m16n8k16<__nv_bfloat16>(d, a, b);
+  }
+};
+struct Tf32Math {
+  using scalar = float;
+  using element = uint32_t;
+  static constexpr Math kMath = Math::kTf32;
+  SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    sk::mma_m16n8k8_tf32(d, a, b);
+  }
+};
+struct Float32Math {
+  using scalar = float;
+  using element = float;
+  static constexpr Math kMath = Math::kFloat32;
+};
+
+template <typename M>
+SK_DEVICE typename M::element to_element(float x) {
+  if constexpr (M::kMath == Math::kTf32) {
+    return sk::to_tf32(x);
+  } else {
+    return sk::from_float<typename M::element>(x);
+  }
+}
+template <typename M>
+constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename M::element));
+
+// What all threads of a block know of their place.
+struct Block {
+  int group, own;       // slice of the batch; rank in the group
+  int first_row, rows;  // batch rows of the slice
+  int first_unit;
+  int thread, threads, warp, lane;
+};
+SK_DEVICE Block own_block(const Plan& p) {
+  Block b;
+  b.group = blockIdx.x / p.blocks;
+  b.own = blockIdx.x % p.blocks;
+  b.first_row = b.group * p.rows;
+  b.rows = p.batch - b.first_row < p.rows ? p.batch - b.first_row : p.rows;
+  b.first_unit = b.own * p.units;
+  b.thread = threadIdx.x;
+  b.threads = blockDim.x;
+  b.warp = sk::warp_id();
+  b.lane = sk::lane_id();
+  return b;
+}
+
+// Chunk `chunk` of row `row` of the product's weights. Forward: row is a gate of an own unit, k a
+// unit of the group. Backward: row is an own unit, k runs over blocks, their gates and their units.
+template <typename M, bool kBackward>
+SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, int first_unit, int row,
+                             int chunk) {
+  using scalar_t = typename M::scalar;
+  const int units = a.plan.units, hidden = a.plan.hidden, k = chunk * kChunk<M>;
+  const int block_row = row / units, own_unit = first_unit + row % units;
+  int gate = f.gate + block_row, unit = k;
+  bool valid = block_row < f.row_gates && own_unit < hidden;
+  if constexpr (kBackward) {
+    // units is a multiple of a chunk: a chunk never leaves its gate.
+    const int width = f.in_width * units, block = k / width, rest = k % width;
+    gate = f.gate + rest / units;
+    unit = block * units + rest % units;
+    valid = valid && block < a.plan.blocks;
+  }
+  const auto* weights = static_cast<const scalar_t*>(a.weight_hh);
+  const int64_t row_pitch = hidden, gate_row = int64_t(gate) * hidden;
+  alignas(16) typename M::element values[kChunk<M>];
+#pragma unroll
+  for (int e = 0; e < kChunk<M>; ++e) {
+    float x = 0.0f;
+    if (valid && unit + e < hidden) {
+      x = sk::to_float(kBackward ? weights[(gate_row + unit + e) * row_pitch + own_unit]
+                                 : weights[(gate_row + own_unit) * row_pitch + unit + e]);
+    }
+    values[e] = to_element<M>(x);
+  }
+  uint4 bits;
+  memcpy(&bits, values, sizeof(bits));
+  return bits;
+}
+
+template <typename M, bool kBackward, int kRegisters>
+class Product {
+ public:
+  // All warps. `partial` lends each warp room to sort its register tiles.
+  SK_DEVICE void load(const SequenceArgs& a, const Block& b, int phase, char* shared) {
+    const Phase& f = a.plan.phase[phase];
+    tile_ = b.warp % f.row_tiles;
+    const int split = b.warp / f.row_tiles;
+    first_ = split * f.per_warp;
+    const int left = f.k_tiles - first_;
+    active_ = split < f.k_splits;
+    count_ = !active_ ? 0 : left < 0 ? 0 : left < f.per_warp ? left : f.per_warp;
+    streamed_ = shared + f.weight_offset + b.warp * f.streamed * kTileBytes;
+    partial_ = reinterpret_cast<float*>(shared + a.plan.partial_offset) +
+               b.warp * kTileRows * a.plan.partial_pitch;
+    char* room = reinterpret_cast<char*>(partial_);
+    for (int i = 0; i < count_; ++i) {
+      // Lane l brings chunk l / 16 of row l % 16.
+      const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * (first_ + i) + b.lane / 16;
+      char* tile = i < kRegisters ? room : streamed_ + (i - kRegisters) * kTileBytes;
+      *reinterpret_cast<uint4*>(tile + b.lane * 16) =
+          weight_chunk<M, kBackward>(a, f, b.first_unit, row, chunk);
+      if (i >= kRegisters) continue;
+      __syncwarp();
+      uint32_t fragment[4];
+      sk::ldmatrix<4>(fragment, tile + b.lane * 16);
+      __syncwarp();
+      // A register array takes constant indices alone.
+#pragma unroll
+      for (int j = 0; j < kRegisters; ++j) {
+        if (i == j) memcpy(held_[j], fragment, sizeof(fragment));
+      }
+    }
+  }
+
+  // Partial sums of this warp's rows for every batch row of the slice.
+  SK_DEVICE void run(const Plan& p, const Block& b, const char* input) const {
+    if (!active_) return;
+    if constexpr (M::kMath == Math::kFloat32) {
+      for (int n = 0; n < p.rows_padded; n += 8) run_fma(p, b, input, n);
+    } else {
+      for (int n = 0; n < p.rows_padded; n += 16) run_mma(p, b, input, n);
+    }
+  }
+
+ private:
+  SK_DEVICE void run_mma(const Plan& p, const Block& b, const char* input, int n) const {
+    const bool two = n + 8 < p.rows_padded;
+    // Two sums for each column tile halve the chain of dependent products.
+    float sum[2][2][4] = {};
+    const int column = n + b.lane % 8 + (two ? b.lane / 16 * 8 : 0), half = b.lane / 8 % 2;
+    const int pitch = p.rows_padded * kChunkBytes;
+    const char* from = input + (2 * first_ + half) * pitch + column * kChunkBytes;
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      if (i < count_) step(sum[i % 2], held_[i], from + i * 2 * pitch, two);
+    }
+    for (int i = kRegisters; i < count_; ++i) {
+      uint32_t weights[4];
+      sk::ldmatrix<4>(weights, streamed_ + (i - kRegisters) * kTileBytes + b.lane * 16);
+      step(sum[0], weights, from + i * 2 * pitch, two);
+    }
+    const int row = b.lane / 4, quad = b.lane % 4 * 2;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (c == 1 && !two) break;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        partial_[(row + e / 2 * 8) * p.partial_pitch + n + c * 8 + quad + e % 2] =
+            sum[0][c][e] + sum[1][c][e];
+      }
+    }
+  }
+  SK_DEVICE static void step(float (&sum)[2][4], const uint32_t (&weights)[4], const char* from,
+                             bool two) {
+    uint32_t inputs[4];
+    sk::ldmatrix<4>(inputs, from);
+    M::mma(sum[0], weights, {inputs[0], inputs[1]});
+    if (two) M::mma(sum[1], weights, {inputs[2], inputs[3]});
+  }
+
+  // Strict float32: a lane owns the same four sums as it would in an mma.
+  SK_DEVICE void run_fma(const Plan& p, const Block& b, const char* input, int n) const {
+    float sum[4] = {};
+    const int row = b.lane / 4, quad = b.lane % 4 * 2, pitch = p.rows_padded * kChunkBytes;
+    for (int i = 0; i < count_; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const char* w = streamed_ + i * kTileBytes + half * (kTileBytes / 2);
+        const char* x = input + (2 * (first_ + i) + half) * pitch + (n + quad) * kChunkBytes;
+        const float4 w0 = *reinterpret_cast<const float4*>(w + row * 16);
+        const float4 w1 = *reinterpret_cast<const float4*>(w + (row + 8) * 16);
+        const float4 x0 = *reinterpret_cast<const float4*>(x);
+        const float4 x1 = *reinterpret_cast<const float4*>(x + 16);
+        sum[0] = dot(w0, x0, sum[0]);
+        sum[1] = dot(w0, x1, sum[1]);
+        sum[2] = dot(w1, x0, sum[2]);
+        sum[3] = dot(w1, x1, sum[3]);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      partial_[(row + e / 2 * 8) * p.partial_pitch + n + quad + e % 2] = sum[e];
+    }
+  }
+  SK_DEVICE static float dot(float4 a, float4 b, float sum) {
+    return sk::fma(a.w, b.w, sk::fma(a.z, b.z, sk::fma(a.y, b.y, sk::fma(a.x, b.x, sum))));
+  }
+
+  uint32_t held_[kRegisters > 0 ? kRegisters : 1][4];
+  int tile_, first_, count_;
+  bool active_;
+  char* streamed_;
+  float* partial_;
+};
+
+}  // namespace seqkernels

@@ -1,0 +1,149 @@
+"""Persistent kernels on the emulator: every cell, number format and exchange, awkward sizes."""
+
+import pytest
+import torch
+from emulated_ops import check_memory, guarded, library, ops
+from emulator import SCHEDULES, build
+from parity import Case, actual, check_sequence, inputs_of
+from recording import recorded, replay
+
+from seqkernels.cells import CELLS
+
+CASES = {
+    "T1-N1-H1": Case(1, 1, 1),
+    "T7-N3-H5": Case(7, 3, 5),
+    "T3-N2-H100": Case(3, 2, 100),
+    "T4-N19-H40": Case(4, 19, 40),
+}
+OPTIONS = {
+    "reverse-no-bias": Case(4, 3, 40, reverse=True, bias=False),
+    "lengths": Case(6, 11, 40, lengths=(3, 6, 1, 5, 2, 6, 4, 4, 2, 1, 2)),
+    "lengths-reverse": Case(6, 5, 40, lengths=(3, 5, 1, 5, 0), reverse=True),
+    "packed": Case(4, 9, 37, batch_sizes=(9, 3, 3, 1)),
+    "packed-reverse": Case(4, 5, 40, batch_sizes=(5, 3, 3, 1), reverse=True),
+    "reset": Case(6, 3, 38, reset=True),
+    "reset-lengths-reverse": Case(6, 4, 40, lengths=(3, 5, 1, 4), reset=True, reverse=True),
+}
+MATHS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """New tensors are full of NaN and nothing may touch what lies behind them."""
+    with guarded():
+        yield
+    check_memory()
+
+
+EXCHANGES = {"cluster": 8, "L2": 1}
+
+
+@pytest.fixture
+def math(request):
+    """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
+    dtype, tf32 = MATHS[request.param]
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32" if tf32 else "ieee"
+    yield dtype, tf32
+    rnn.fp32_precision = before
+
+
+def pair(cell, schedule="round robin", **device):
+    """The forward and backward op."""
+    found = ops(schedule, **device)
+    return (
+        getattr(found, f"{cell}_sequence_persistent").default,
+        getattr(found, f"{cell}_sequence_persistent_backward").default,
+    )
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("math", MATHS, indirect=True)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_sizes(cell, case, math, exchange):
+    functions = pair(cell, max_cluster=EXCHANGES[exchange])
+    check_sequence(cell, case, math[0], *functions, tf32=math[1])
+
+
+@pytest.mark.parametrize("math", ["float32"], indirect=True)
+@pytest.mark.parametrize("case", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_options(cell, case, math):
+    for max_cluster in EXCHANGES.values():
+        check_sequence(cell, case, math[0], *pair(cell, max_cluster=max_cluster))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_schedules(cell, exchange, schedule):
+    """Other orders of the threads; the first is that of all other tests."""
+    functions = pair(cell, schedule, max_cluster=EXCHANGES[exchange])
+    check_sequence(cell, Case(4, 9, 72), torch.bfloat16, *functions)
+
+
+@pytest.mark.parametrize("math", ["bfloat16", "tf32"], indirect=True)
+def test_weights_beyond_the_registers(math):
+    """Tiles that are read from shared memory every step: one block of a wide layer."""
+    functions = pair("rnn_tanh", max_cluster=1, processors=4)
+    check_sequence("rnn_tanh", Case(2, 9, 440), math[0], *functions, tf32=math[1])
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers(sanitizer, exchange):
+    functions = pair("gru_reset_before", max_cluster=EXCHANGES[exchange])
+    values, layout = inputs_of(
+        "gru_reset_before", Case(3, 9, 40, lengths=(3, 1) * 4 + (2,)), torch.bfloat16
+    )
+    with recorded(library()) as launches:
+        actual("gru_reset_before", values, layout, *functions)
+    program = build(["csrc/cuda/persistent_bfloat16.cu"], sanitizer=sanitizer)
+    persistent = [x for x in launches if "persistent_kernel" in x.kernel]
+    assert len(persistent) == 3
+    for launch in persistent[:2]:
+        replay(program, launch).check()
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bit_equal_reruns(cell, exchange):
+    values, layout = inputs_of(cell, Case(3, 9, 40), torch.float16)
+    first, second = (
+        actual(cell, values, layout, *pair(cell, schedule, max_cluster=EXCHANGES[exchange]))
+        for schedule in SCHEDULES[:2]
+    )
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one if one[name].numel())
+
+
+@pytest.mark.parametrize("steps, batch", [(0, 2), (2, 0)])
+def test_without_work(steps, batch):
+    forward, backward = pair("lstm")
+    state, weight_hh = torch.randn(batch, 3), torch.randn(12, 3)
+    nothing = [None, None, None, False]
+    results = forward(torch.randn(steps, batch, 12), weight_hh, None, state, state, *nothing, True)
+    assert torch.equal(results[1], state)
+    output, _, _, c_sequence, saved = results
+    grads = backward(
+        None, state, state, None, weight_hh, state, state, output, c_sequence, saved, *nothing
+    )
+    assert torch.equal(grads[2], state)
+    assert torch.equal(grads[3], state)
+
+
+def test_refusals_say_why():
+    forward, _ = pair("lstm", processors=2, shared_per_block=48 << 10)
+    h = torch.randn(4, 512).half()
+    call = (torch.randn(1, 4, 2048).half(), torch.randn(2048, 512).half(), None, h, h)
+    with pytest.raises(RuntimeError, match="do not fit on chip"):
+        forward(*call, None, None, None, False, True)
+    with pytest.raises(RuntimeError, match="no persistent kernel for float64"):
+        forward(*(None if x is None else x.double() for x in call), None, None, None, False, True)
