@@ -4,6 +4,7 @@ Results, final states and every gradient are compared: those of gates_x, the sta
 recurrent weights and bias, which are made from what the backward op returns.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,38 @@ class Case:
 def to_tf32(x: Tensor) -> Tensor:
     """Float32 rounded to 10 mantissa bits, ties away from zero."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+class _Tf32Linear(torch.autograd.Function):
+    """x W^T as TF32 tensor cores compute it, both operands rounded, in the gradients too."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return to_tf32(x) @ to_tf32(weight).t()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = to_tf32(grad.contiguous())
+        return grad @ to_tf32(weight), grad.t() @ to_tf32(x)
+
+
+@contextlib.contextmanager
+def tf32_products():
+    """The reference with torch's products in TF32, for devices whose torch has none."""
+
+    class Functions:
+        @staticmethod
+        def linear(x, weight, bias=None):
+            product = _Tf32Linear.apply(x.contiguous(), weight.contiguous())
+            return product if bias is None else product + bias
+
+    before, reference.F = reference.F, Functions
+    try:
+        yield
+    finally:
+        reference.F = before
 
 
 def inputs_of(cell: str, case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"):
@@ -87,14 +120,10 @@ def expected(cell: str, values, layout, dtype: torch.dtype, tf32: bool = False):
     leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in values]
     gates_x, weight_hh, bias_hh, *state = leaves
     state = [s for s in state if s is not None]
-    product_weight = weight_hh
-    if tf32:
-        with torch.no_grad():
-            rounding = to_tf32(weight_hh.detach()) - weight_hh
-        product_weight = weight_hh + rounding
-    output, final, c_sequence = reference_sequence(
-        spec, gates_x, product_weight, bias_hh, state, *layout
-    )
+    with tf32_products() if tf32 else contextlib.nullcontext():
+        output, final, c_sequence = reference_sequence(
+            spec, gates_x, weight_hh, bias_hh, state, *layout
+        )
     results = [output, final[0], final[1] if spec.states == 2 else None, c_sequence]
     pairs = [
         (r, g.to(values[0].dtype).to(dtype))

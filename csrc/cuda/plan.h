@@ -169,15 +169,16 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
            std::to_string(r.shared_per_block >> 10);
     return false;
   }
+  // Blocks that wait for each other must all be resident: the slices of a cluster launch need not.
+  const int64_t together = int64_t(p.blocks) * (p.exchange == Exchange::kL2 ? p.slices : 1);
+  if (together > r.processors) {
+    *why = "its " + std::to_string(together) + " blocks would not all be resident on " +
+           std::to_string(r.processors) + " multiprocessors";
+    return false;
+  }
   if (p.exchange == Exchange::kL2) {
     p.words = ceil_div(slice_bytes, kWordData);
     p.exchange_bytes = int64_t(2) * p.slices * p.blocks * p.words * kWordBytes;
-    if (int64_t(p.blocks) * p.slices > r.processors) {
-      *why = "its " + std::to_string(p.blocks * p.slices) +
-             " blocks would not all be resident on " + std::to_string(r.processors) +
-             " multiprocessors";
-      return false;
-    }
   }
   return true;
 }

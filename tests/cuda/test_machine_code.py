@@ -1,0 +1,65 @@
+"""Gates on what nvcc makes of every kernel: no spills, no local memory, the right instructions."""
+
+import pytest
+from cubins import kernels, nvcc
+
+ARCHS = ("80", "90a", "100a")
+CELLS = ("cell.cu", "cell_reset_before.cu", "runtime.cu")
+TENSOR = ("persistent_half.cu", "persistent_bfloat16.cu", "persistent_tf32.cu")
+PERSISTENT = (*TENSOR, "persistent_float32.cu")
+# 256 threads a block, 65536 registers: what plan.h assumes of one block a multiprocessor.
+REGISTERS = 65536 // 256
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cubins")
+
+
+def test_the_toolkit_is_where_the_tests_run():
+    """Without nvcc the extension has no CUDA part and there is nothing to look at."""
+    from seqkernels import _extension
+
+    assert nvcc() is not None or not _extension.C.with_cuda
+
+
+def compiled(source, arch, folder):
+    return kernels(source, arch, folder) if nvcc() else []
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", CELLS + PERSISTENT)
+def test_nothing_spills(source, arch, folder):
+    for kernel in compiled(source, arch, folder):
+        assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes of stack"
+        assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled"
+        local = kernel.instructions["LDL"] + kernel.instructions["STL"]
+        assert local == 0, f"{kernel.name}: {local} accesses of local memory"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", PERSISTENT)
+def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
+    for kernel in compiled(source, arch, folder):
+        assert kernel.registers <= REGISTERS - 1, kernel.name
+        assert kernel.shared == 0, f"{kernel.name}: the plan counts dynamic shared memory alone"
+        product = kernel.instructions["HMMA"]
+        if source in TENSOR:
+            assert product > 0, f"{kernel.name}: no tensor core instruction"
+            assert kernel.instructions["LDSM"] > 0, f"{kernel.name}: no ldmatrix"
+        else:
+            assert product == 0, f"{kernel.name}: strict float32 must not use tensor cores"
+            assert kernel.instructions["FFMA"] + kernel.instructions["FFMA2"] > 0, kernel.name
+
+
+@pytest.mark.parametrize("source", PERSISTENT)
+def test_one_kernel_for_each_cell_and_direction(source, folder):
+    if nvcc():
+        assert len(compiled(source, "90a", folder)) == 10
+
+
+def test_cell_kernels_move_whole_vectors(folder):
+    """Float32 by 16 bytes and 16-bit types by 8: the widest of V = 4."""
+    for kernel in compiled("cell.cu", "90a", folder):
+        assert kernel.instructions["LDG"] > 0
+        assert kernel.registers <= 64, f"{kernel.name}: {kernel.registers} registers"

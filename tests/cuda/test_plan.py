@@ -1,0 +1,109 @@
+"""Plans of the persistent kernels, for thousands of shapes and several devices: pure host code."""
+
+import itertools
+import math as mathematics
+
+import pytest
+
+from seqkernels import _extension
+from seqkernels.cells import CELLS
+
+plan = _extension.C.plan
+
+MATHS = ("float16", "bfloat16", "tf32", "float32")
+DEVICES = {
+    "H100": {},
+    "A100": {"processors": 108, "shared_per_block": 163 << 10, "max_cluster": 1},
+    "small": {"processors": 16, "shared_per_block": 99 << 10, "max_cluster": 8},
+}
+HIDDEN = (1, 5, 32, 100, 128, 200, 256, 384, 512, 650, 768, 1000, 1024, 1536, 2048, 3072, 5000)
+BATCH = (1, 2, 7, 8, 13, 16, 32, 64, 100, 128, 256, 1000)
+# plan.h
+TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, 24
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_plan_holds_its_shape(cell, backward, device):
+    planned = 0
+    for math, hidden, batch in itertools.product(MATHS, HIDDEN, BATCH):
+        p = plan(cell, math, backward, batch, hidden, **device)
+        where = f"{cell} {math} H={hidden} N={batch}"
+        if p["refusal"]:
+            continue
+        planned += 1
+        limits = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 16, **device}
+        assert p["shared_bytes"] <= limits["shared_per_block"], where
+        assert p["units"] * p["blocks"] >= hidden, where
+        assert p["rows"] * p["slices"] >= batch > p["rows"] * (p["slices"] - 1), where
+        assert p["warps"] <= MAX_WARPS, where
+        assert p["units"] * p["rows"] <= p["warps"] * 32 * PER_THREAD, where
+        # 16-byte chunks never leave a gate, and a slice is a whole number of them.
+        assert p["units"] % 8 == 0, where
+        if p["exchange"] == "none":
+            assert p["blocks"] == 1, where
+        elif p["exchange"] == "cluster":
+            assert p["blocks"] <= limits["max_cluster"], where
+            assert p["blocks"] & (p["blocks"] - 1) == 0, where
+        else:
+            assert p["blocks"] * p["slices"] <= limits["processors"], f"{where}: not co-resident"
+            assert p["exchange_bytes"] > 0, where
+        element = 2 if math in ("float16", "bfloat16") else 4
+        held = 0 if math == "float32" else REGISTER_TILES // len(p["phases"])
+        for phase in p["phases"]:
+            assert phase["row_tiles"] * TILE_ROWS >= phase["rows"], where
+            assert phase["row_tiles"] * phase["k_splits"] <= MAX_WARPS, where
+            assert phase["per_warp"] * phase["k_splits"] >= phase["k_tiles"], where
+            assert phase["per_warp"] - phase["streamed"] <= held, where
+            k = phase["k_tiles"] * 32 // element
+            assert k >= p["blocks"] * p["units"] * phase["in_width"], where
+    assert planned > 200 if device != DEVICES["small"] else planned > 50
+
+
+@pytest.mark.parametrize(
+    "cell, math, hidden, exchange",
+    [
+        ("lstm", "float16", 512, "cluster"),
+        ("gru", "bfloat16", 512, "cluster"),
+        ("lstm", "float16", 1024, "L2"),
+        ("rnn_tanh", "float16", 64, "none"),
+    ],
+)
+def test_exchange_of_known_shapes(cell, math, hidden, exchange):
+    assert plan(cell, math, False, 16, hidden)["exchange"] == exchange
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_capacity(backward):
+    """What fits on an H100 and what must not be promised."""
+    for cell in CELLS:
+        for math in ("float16", "bfloat16"):
+            for hidden in (100, 200, 256, 512, 650, 768, 1024):
+                assert not plan(cell, math, backward, 16, hidden)["refusal"], (cell, hidden)
+        assert "do not fit" in plan(cell, "float16", backward, 16, 20_000)["refusal"]
+
+
+def test_a_refusal_has_a_reason_and_a_plan_a_text():
+    assert plan("lstm", "float16", False, 0, 8)["refusal"]
+    assert "too large" in plan("lstm", "float16", False, 1 << 30, 8)["refusal"]
+    text = plan("lstm", "float16", False, 16, 768)["text"]
+    assert "blocks of" in text
+    assert "KB in registers" in text
+
+
+def test_more_memory_never_loses_a_shape():
+    for hidden in HIDDEN:
+        small = plan("lstm", "float16", False, 16, hidden, shared_per_block=64 << 10)
+        large = plan("lstm", "float16", False, 16, hidden)
+        assert small["refusal"] or not large["refusal"]
+        if not small["refusal"]:
+            assert mathematics.isfinite(large["step_ns"])
+            assert large["step_ns"] <= small["step_ns"]
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="unknown cell"):
+        plan("peephole", "float16", False, 1, 8)
+    with pytest.raises(ValueError, match="float64"):
+        plan("lstm", "float64", False, 1, 8)
