@@ -4,6 +4,7 @@ The kernels are compiled by nvcc for each architecture wherever nvcc is, and run
 """
 
 import ctypes
+import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ from gpu import require_cuda
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+# The disassembler comes with Triton.
+TRITON = importlib.util.find_spec("triton")
+NVDISASM = TRITON and Path(TRITON.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 
 # Refused by devices before sm_90.
 NEED_CLUSTERS = ("cluster", "exchange")
@@ -38,6 +42,40 @@ if NVCC.exists():
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
         assert len(spills) >= 15 and set(spills) == {("0", "0")}
         assert "warning" not in report, report
+
+
+# Each wrapper's instruction in sm_90 machine code: 128-bit accesses are one access, copies and
+# stores are asynchronous, products run on the tensor cores.
+INSTRUCTIONS = (
+    "HMMA.16816.F32 ",
+    "HMMA.16816.F32.BF16",
+    "HMMA.1688.F32.TF32",
+    "LDSM.16.M88.4",
+    "LDSM.16.MT88.4",
+    "LDGSTS.E.BYPASS.128",
+    "LDG.E.128.STRONG.GPU",
+    "STG.E.128.STRONG.GPU",
+    "LDG.E.64.STRONG.GPU",
+    "REDG.E.ADD.STRONG.GPU",
+    "STAS.128",
+    "STAS.64",
+    "UBLKCP.S.G",
+    "UBLKCP.S.S",
+    "SYNCS.PHASECHK",
+    "UCGABAR_ARV",
+    "UCGABAR_WAIT",
+)
+
+if NVCC.exists() and NVDISASM and NVDISASM.exists():
+
+    def test_instructions(tmp_path):
+        cubin = tmp_path / "golden.cubin"
+        compile_with_nvcc("sm_90a", cubin, "-cubin", SOURCES[0])
+        done = subprocess.run(
+            [str(NVDISASM), "-c", str(cubin)], capture_output=True, text=True, check=True
+        )
+        missing = [name for name in INSTRUCTIONS if name not in done.stdout]
+        assert not missing, missing
 
 
 @pytest.fixture(scope="module")
