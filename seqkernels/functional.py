@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from . import dispatch, ops, reference
 from .cells import CELLS, CellSpec
+from .ops.gemm import linear
 from .ops.sequence import reference_sequence
 from .ops.weights import fold_bias
 
@@ -143,7 +144,7 @@ def sequence(
     else:
         bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
         results = ops.get(f"{cell}_sequence{chosen.suffix}")(
-            F.linear(x, weight_ih, bias_x),
+            linear(x, weight_ih, bias_x),
             weight_hh,
             bias_h,
             h_0,

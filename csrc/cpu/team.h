@@ -41,7 +41,7 @@ class Team {
 
  private:
   // Long enough for a member that is running, short against one that is not.
-  static constexpr int kSpinsBeforeTaking = 2000, kSpinsBeforeYield = 20000;
+  static constexpr int kSpinsBeforeTaking = 1000, kSpinsBeforeYield = 1000;
 
   // Phases of a chunk that have been taken and done; a cache line each, against false sharing.
   struct alignas(64) Counter {

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..cells import CellSpec
+from .gemm import linear, matmul
 from .registry import LIBRARY, NAMESPACE, differentiable_grads, get
 from .sequence import fake_sequence, reference_sequence, run_backward, save_flags
 from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
@@ -30,7 +31,7 @@ def register_layer(spec: CellSpec) -> None:
                 reverse, save, suffix):
         # fmt: on
         bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
-        gates_x = F.linear(x, weight_ih, bias_x)
+        gates_x = linear(x, weight_ih, bias_x)
         return get(f"{spec.name}_sequence{suffix}")(
             gates_x, weight_hh, bias_h, h_0, c_0, lengths, batch_sizes, reset, reverse, save
         )
@@ -65,7 +66,7 @@ def register_layer(spec: CellSpec) -> None:
         if need[3] or need[4]:
             grad_bias_ih, grad_bias_hh = bias_grads(spec, grad_gates, grad_h)
         return (
-            (rows @ weight_ih).view(x.shape) if need[0] else None,
+            matmul(rows, weight_ih).view(x.shape) if need[0] else None,
             rows_product(rows, x.flatten(0, -2)) if need[1] else None,
             weight_hh_grad(spec, grad_gates, grad_h, saved, h_0, output, *layout)
             if need[2]

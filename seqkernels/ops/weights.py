@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CellSpec
+from .gemm import matmul
 
 
 def fold_bias(
@@ -88,7 +89,7 @@ def rows_product(grad: Tensor, x: Tensor) -> Tensor:
     """
     if x.shape[1] < 12 <= grad.shape[1]:
         return (x.t() @ grad).t().contiguous()
-    return grad.t() @ x
+    return matmul(grad.t(), x)
 
 
 def _product(grad: Tensor, slices: list[tuple[slice, Tensor]]) -> Tensor:
