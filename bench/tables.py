@@ -110,20 +110,21 @@ def full(document: dict) -> str:
         wanted = target(document["suite"], case, result["mode"], device)
         cells = [model_name(case), sizes(case), result["mode"], *_compared(result)]
         if ours is None:
-            rows.append([*cells[:5], "", "", _number(wanted), "", "", "", "", "", ""])
+            rows.append([*cells[:5], "", "", _number(wanted), *[""] * 7])
             continue
         times = ours["time_s"]
         cells.insert(5, f"{_ms(times['p20'])}–{_ms(times['p80'])}")
-        median = times["median"]
+        median, cost = times["median"], result["cost"]
         rows.append(
             [
                 *cells,
                 _number(wanted),
                 (ours["detail"] or "").replace("|", "/"),
-                f"{median / result['cost']['steps'] * 1e6:.1f}",
-                f"{result['cost']['flops'] / median / 1e9:.0f}",
+                f"{median / cost['steps'] * 1e6:.1f}",
+                f"{cost['flops'] / median / 1e9:.0f}",
                 f"{median / result['floor_s']:.1f}",
                 _ms(ours["first_call_s"]),
+                f"{cost['weight_bytes'] / 2**20:.1f} + {cost['stream_bytes'] / 2**20:.1f}",
                 f"{_megabytes(base)} → {_megabytes(ours)}",
             ]
         )

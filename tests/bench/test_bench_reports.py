@@ -79,7 +79,14 @@ def test_full_table_and_reasons():
         "4.50–5.50",
         "**1.60×**",
     ] + ["1.4"]
-    assert cells[9:] == ["500.0", f"{flops / 5e-3 / 1e9:.0f}", "50.0", "10.0", "1.0 → 1.0"]
+    assert cells[9:] == [
+        "500.0",
+        f"{flops / 5e-3 / 1e9:.0f}",
+        "50.0",
+        "10.0",
+        "0.0 + 0.1",
+        "1.0 → 1.0",
+    ]
     assert len({row.count("|") for row in rows}) == 1
     assert tables.others(document).endswith("[1] seqkernels: no such cell")
 
