@@ -95,15 +95,8 @@ def full(document: dict) -> str:
     """One row per case and mode with everything derived from the measurement."""
     device = document["device"]["type"]
     head = ["model", "T, N, I, H", "mode", "torch.nn ms", "seqkernels ms", "p20–p80", "speed-up"]
-    head += [
-        "target",
-        "runs",
-        "µs a step",
-        "GFLOP/s",
-        "× floor",
-        "first call ms",
-        "peak MB, nn → ours",
-    ]
+    head += ["target", "runs", "µs a step", "GFLOP/s", "× floor", "first call ms"]
+    head += ["weights + stream MB", "peak MB, nn → ours"]
     rows = []
     for result in document["results"]:
         case, base, ours = result["case"], row_of(result, BASELINE), row_of(result, OURS)
