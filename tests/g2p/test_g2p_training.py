@@ -236,9 +236,7 @@ def test_a_list_of_test_words(tmp_path, capsys, whole):
     result = tmp_path / "result.json"
     arguments = [*QUICK_ARGUMENTS, "--test-words", str(listed), "--json", str(result)]
     assert main(arguments) == 0
-    assert (
-        "left out of the test (1): xyzzyx" in capsys.readouterr().out
-    )
+    assert "left out of the test (1): xyzzyx" in capsys.readouterr().out
     assert json.loads(result.read_text())["words"] == {"train": 351, "dev": 19, "test": 30}
 
 
