@@ -86,6 +86,11 @@ def _native(call: Call) -> str | None:
     return _compiled(call)
 
 
+# Asked once: torch.compile cannot trace these functions.
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_HAS_ONEDNN_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _onednn(call: Call) -> str | None:
     if call.cell != "lstm":
         return "oneDNN is used for LSTM alone"
@@ -97,15 +102,20 @@ def _onednn(call: Call) -> str | None:
         return f"oneDNN's LSTM is used for float32 and bfloat16, not {call.dtype}"
     if call.batch == 0:
         return "the batch is empty"
-    if not torch.backends.mkldnn.is_available():
+    if not _HAS_ONEDNN:
         return "this torch was built without oneDNN"
-    if call.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if call.dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16:
         return "this processor has no bfloat16 support that oneDNN uses"
     return _compiled(call)
 
 
 def _onednn_preferred(call: Call) -> bool:
-    """Whether oneDNN is known to beat the native kernels: see bench/results."""
+    """Whether oneDNN is known to beat the native kernels: see bench/results.
+
+    An exported program is for every batch, so its symbolic batch is not compared.
+    """
+    if call.cell != "lstm" or call.training or isinstance(call.batch, torch.SymInt):
+        return False
     return call.batch > 16
 
 
