@@ -12,6 +12,7 @@ from . import dispatch, ops, reference
 from .cells import CELLS, CellSpec
 from .ops.gemm import linear
 from .ops.sequence import reference_sequence
+from .ops.step import Step, infer
 from .ops.weights import fold_bias
 
 _State = tuple[Tensor, ...]
@@ -189,6 +190,37 @@ def _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse):
 _MODE_LSTM = 2  # at::native's RNN_MODE
 
 
+def _plain(x: Tensor) -> bool:
+    """Whether a cell step is an eager one on the CPU that nothing looks at or transforms.
+
+    The dispatcher would take the native kernels; asking it takes as long as the kernel does.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and dispatch.takes_native(x)
+        and not torch._C._is_any_autocast_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh):
+    """One step on the shortest way: the new state."""
+    if cell == "rnn_tanh":  # Two products and a tanh: no kernel does less than torch's own op.
+        return (torch.rnn_tanh_cell(x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
+    if cell == "rnn_relu":
+        return (torch.rnn_relu_cell(x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
+    if torch.is_grad_enabled() and (
+        weight_hh.requires_grad
+        or weight_ih.requires_grad
+        or x.requires_grad
+        or _needs_grad((bias_ih, bias_hh, *state))
+    ):
+        new_state = Step.apply(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
+        return new_state if len(state) == 2 else (new_state,)
+    return infer(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
 def cell(
     cell: str,
     x: Tensor,
@@ -219,6 +251,8 @@ def cell(
         RuntimeError: the named backend cannot run this call; the message says why.
     """
     spec: CellSpec = CELLS[cell]
+    if backend is None and spec.pointwise and _plain(x):
+        return _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
     # fmt: off
     x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
         x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)

@@ -1,0 +1,89 @@
+"""One whole step of a cell as a single autograd node: both products and the pointwise op.
+
+For a few rows a step takes tens of microseconds, and what it costs beside the products is the way
+through dispatcher and autograd: the registered op and two linear nodes take twice as long. This is
+the eager path alone; compiled, exported and transformed calls use the registered op.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import reference
+from ..cells import CELLS
+from .registry import differentiable_grads, get
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def infer(
+    name: str,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The new state, each [N, H], of one step on x [N, I], without a way back."""
+    with _below_autograd():
+        new_h, new_c, _ = get(f"{name}_cell")(
+            F.linear(x, weight_ih, bias_ih),
+            F.linear(state[0], weight_hh, bias_hh),
+            state[0],
+            state[1] if len(state) == 2 else None,
+            False,
+        )
+    return (new_h, new_c) if len(state) == 2 else (new_h,)
+
+
+class Step(torch.autograd.Function):
+    """`Step.apply(name, x, weight_ih, weight_hh, bias_ih, bias_hh, h[, c])`: the new state."""
+
+    @staticmethod
+    def forward(ctx, name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c=None):
+        """Compute the step and keep what its backward needs."""
+        with _below_autograd():
+            gates_x = F.linear(x, weight_ih, bias_ih)
+            gates_h = F.linear(h, weight_hh, bias_hh)
+            new_h, new_c, saved = get(f"{name}_cell")(gates_x, gates_h, h, c, True)
+        ctx.name = name
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, new_h, new_c, saved)
+        return new_h if c is None else (new_h, new_c)
+
+    @staticmethod
+    def backward(ctx, grad_new_h, grad_new_c=None):
+        """Gradients of every tensor, through the reference recurrence if they need gradients."""
+        *inputs, new_h, new_c, saved = ctx.saved_tensors
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c = inputs
+        need = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            gates_x = F.linear(x, weight_ih, bias_ih)
+            state = (h,) if c is None else (h, c)
+            found = reference.step(ctx.name, gates_x, weight_hh, bias_hh, state)
+            grads = (grad_new_h, grad_new_c)[: len(found)]
+            return (None, *differentiable_grads(found, grads, tuple(inputs)))[: len(need)]
+        separate = CELLS[ctx.name].separate_hidden
+        with _below_autograd():
+            grad_x, grad_h_gates, grad_h, grad_c = get(f"{ctx.name}_cell_backward")(
+                grad_new_h, grad_new_c, h, c, new_h, new_c, saved
+            )
+            if not separate:
+                grad_h_gates = grad_x
+            if need[6]:
+                # Only the GRU's h enters its step by itself, beside the product. A sum that starts
+                # from it, as addmm's, loses more bits than one that ends with it.
+                product = grad_h_gates @ weight_hh
+                grad_h = grad_h.add_(product) if separate else product
+            grad_bias_ih = grad_x.sum(0) if need[4] or need[5] and not separate else None
+            return (
+                None,
+                grad_x @ weight_ih if need[1] else None,
+                grad_x.t() @ x if need[2] else None,
+                grad_h_gates.t() @ h if need[3] else None,
+                grad_bias_ih if need[4] else None,
+                (grad_h_gates.sum(0) if separate else grad_bias_ih) if need[5] else None,
+                grad_h if need[6] else None,
+                grad_c if c is not None and need[7] else None,
+            )[: len(need)]
