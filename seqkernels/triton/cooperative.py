@@ -31,12 +31,14 @@ from .tiles import (
     load_bias,
     load_either,
     load_planes,
+    off,
     row_lengths,
     rows_at,
     split_gates,
     store_planes,
     time_at,
     wide_columns,
+    within,
 )
 
 
@@ -225,17 +227,17 @@ def backward_kernel(
     carry = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
     for s in range(0, steps + 1):
         t = time_at(s, steps, 1 - reverse)
-        alive = (t >= 0) & (t < length)
+        alive = within(t, length)
         inside = tl.minimum(tl.maximum(t, 0), steps - 1)
         index = rows_at(inside, rows, N, offsets)
         enters = kept(reset, inside, rows, N, alive)
         before = t - 1 + 2 * reverse
-        follows = enters & (before >= 0) & (before < length)
-        begins = enters & ~follows
+        follows = enters & within(before, length)
+        begins = enters & off(follows)
         before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
         tile = alive[:, None] & unit_mask[None, :]
-        new_tile = (alive & ~behind)[:, None] & unit_mask[None, :]
-        end_tile = (behind & ~alive)[:, None] & unit_mask[None, :]
+        new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
+        end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
         follow_tile = follows[:, None] & unit_mask[None, :]
         begin_tile = begins[:, None] & unit_mask[None, :]
         place = index[:, None] * H + units[None, :]

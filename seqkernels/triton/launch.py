@@ -232,6 +232,8 @@ def _choose(
 ) -> Plan:  # fmt: skip
     """The cheapest estimate, or the fastest of a few where measuring is asked for."""
     mode = precision(like.dtype)
+    # Plans are made for powers of two: a new batch size seldom compiles a new kernel.
+    batch = max(16, 1 << (batch - 1).bit_length())
     plans = candidates(
         cell, direction, like.element_size(), mode, batch, hidden_size, device_of(like.device)
     )

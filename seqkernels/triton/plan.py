@@ -125,6 +125,8 @@ class Plan:
             "num_stages": self.num_stages,
             # The most there are: the compiler would otherwise stop at 128 and spill.
             "maxnreg": 255,
+            # The default changes between versions of Triton, with a warning.
+            "enable_fp_fusion": True,
         }
         if not self.cooperative:
             return options

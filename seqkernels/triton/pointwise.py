@@ -100,7 +100,15 @@ def _launch(kernel, tensors: list[Tensor | None], h: Tensor, **constants) -> Non
     rows, hidden_size = h.shape
     grid = (min(rows, _PROGRAMS), triton.cdiv(hidden_size, _BLOCK))
     with torch.cuda.device_of(h):
-        kernel[grid](*tensors, rows, hidden_size, **constants, BLOCK=_BLOCK, num_warps=4)
+        kernel[grid](
+            *tensors,
+            rows,
+            hidden_size,
+            **constants,
+            BLOCK=_BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
 
 
 def forward(

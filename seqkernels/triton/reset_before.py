@@ -26,9 +26,11 @@ from .tiles import (
     load_bias,
     load_either,
     load_planes,
+    off,
     row_lengths,
     rows_at,
     time_at,
+    within,
 )
 
 
@@ -57,7 +59,7 @@ def forward_kernel(
             unit_mask = units < H
             tile = alive[:, None] & unit_mask[None, :]
             continued = (enters & started)[:, None] & unit_mask[None, :]
-            begun = (enters & ~started)[:, None] & unit_mask[None, :]
+            begun = (enters & off(started))[:, None] & unit_mask[None, :]
             state = rows[:, None] * H + units[None, :]
             bias_r, bias_z = load_bias(bias, units, unit_mask, H, 2)
             gates_r, gates_z = gates_product(operand, enters, weight, first_unit, H, 2, PRECISION,
@@ -79,7 +81,7 @@ def forward_kernel(
             unit_mask = units < H
             tile = alive[:, None] & unit_mask[None, :]
             continued = (enters & started)[:, None] & unit_mask[None, :]
-            begun = (enters & ~started)[:, None] & unit_mask[None, :]
+            begun = (enters & off(started))[:, None] & unit_mask[None, :]
             state = rows[:, None] * H + units[None, :]
             bias_n = tl.zeros((1, BLOCK_H), tl.float32)
             if bias is not None:
@@ -120,13 +122,13 @@ def backward_kernel(
     flows = behind
     for s in range(0, steps + 1):
         t = time_at(s, steps, 1 - reverse)
-        alive = (t >= 0) & (t < length)
+        alive = within(t, length)
         inside = tl.minimum(tl.maximum(t, 0), steps - 1)
         index = rows_at(inside, rows, N, offsets)
         enters = kept(reset, inside, rows, N, alive)
         before = t - 1 + 2 * reverse
-        follows = enters & (before >= 0) & (before < length)
-        begins = enters & ~follows
+        follows = enters & within(before, length)
+        begins = enters & off(follows)
         before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
         grads = grad_gates_x + index * (3 * H)
         for first_unit in range(0, H, BLOCK_H):
@@ -135,8 +137,8 @@ def backward_kernel(
             state = rows[:, None] * H + units[None, :]
             tile = alive[:, None] & unit_mask[None, :]
             flow_tile = flows[:, None] & unit_mask[None, :]
-            new_tile = (alive & ~behind)[:, None] & unit_mask[None, :]
-            end_tile = (behind & ~alive)[:, None] & unit_mask[None, :]
+            new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
+            end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
             follow_tile = follows[:, None] & unit_mask[None, :]
             begin_tile = begins[:, None] & unit_mask[None, :]
             grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)

@@ -25,10 +25,12 @@ from .tiles import (
     load_bias,
     load_either,
     load_planes,
+    off,
     row_lengths,
     rows_at,
     store_planes,
     time_at,
+    within,
 )
 
 
@@ -60,7 +62,7 @@ def forward_kernel(
             gates_h = add_rows(gates_h, load_bias(bias, units, unit_mask, H, GATES), GATES)
             tile = alive[:, None] & unit_mask[None, :]
             continued = (enters & started)[:, None] & unit_mask[None, :]
-            begun = (enters & ~started)[:, None] & unit_mask[None, :]
+            begun = (enters & off(started))[:, None] & unit_mask[None, :]
             state = rows[:, None] * H + units[None, :]
             place = index[:, None] * H + units[None, :]
             planes = gates_x + index[:, None] * (GATES * H) + units[None, :]
@@ -109,13 +111,13 @@ def backward_kernel(
     flows = behind
     for s in range(0, steps + 1):
         t = time_at(s, steps, 1 - reverse)
-        alive = (t >= 0) & (t < length)
+        alive = within(t, length)
         inside = tl.minimum(tl.maximum(t, 0), steps - 1)
         index = rows_at(inside, rows, N, offsets)
         enters = kept(reset, inside, rows, N, alive)
         before = t - 1 + 2 * reverse
-        follows = enters & (before >= 0) & (before < length)
-        begins = enters & ~follows
+        follows = enters & within(before, length)
+        begins = enters & off(follows)
         before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
         for first_unit in range(0, H, BLOCK_H):
             units = first_unit + tl.arange(0, BLOCK_H)
@@ -125,8 +127,8 @@ def backward_kernel(
             place_before = before_index[:, None] * H + units[None, :]
             tile = alive[:, None] & unit_mask[None, :]
             flow_tile = flows[:, None] & unit_mask[None, :]
-            new_tile = (alive & ~behind)[:, None] & unit_mask[None, :]
-            end_tile = (behind & ~alive)[:, None] & unit_mask[None, :]
+            new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
+            end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
             grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
             carry = grad
             if CARRIES != "":

@@ -148,6 +148,19 @@ def row_lengths(lengths, rows, N, T):
 
 
 @triton.jit
+def within(t, length):
+    """Where 0 <= t < length, for a scalar t."""
+    # Not (t >= 0) & (t < length): the interpreter makes integers of a scalar condition.
+    return t < tl.where(t >= 0, length, t)
+
+
+@triton.jit
+def off(mask):
+    """The complement of a mask; `~` is not one in the interpreter."""
+    return mask == 0
+
+
+@triton.jit
 def kept(reset, t, rows, N, mask):
     """Where the state enters step t: `mask` without the rows that are reset there."""
     if reset is None:

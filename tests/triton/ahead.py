@@ -127,7 +127,8 @@ def cell_kernel(cell, direction, dtype, arch):
     }
     kernel = getattr(pointwise, f"{direction}_kernel")
     absent = () if spec.separate_hidden else ("grad_gates_h",)
-    return compile_kernel(kernel, arch, dtype, constants, absent, num_warps=4)
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    return compile_kernel(kernel, arch, dtype, constants, absent, **options)
 
 
 # Every schedule, dtype, cell and option at least once:

@@ -257,7 +257,8 @@ def suite_unsynchronised():
 
 def suite_chosen():
     """The plans that shapes really get."""
-    for cell, spec in CELLS.items():
+    for cell in ("lstm", "gru_reset_before", "rnn_tanh"):
+        spec = CELLS[cell]
         for direction in ("forward", "backward"):
             plan = candidates(cell, direction, 4, "ieee", 5, 37, device_of(torch.device("cpu")))[0]
             assert plan.refusal(device_of(torch.device("cpu")), spec, 5, 37, direction, 4) is None
