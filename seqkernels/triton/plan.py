@@ -123,11 +123,13 @@ class Plan:
             "BLOCK_K": self.block_k,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            # The most there are: the compiler would otherwise stop at 128 and spill.
-            "maxnreg": 255,
             # The default changes between versions of Triton, with a warning.
             "enable_fp_fusion": True,
         }
+        if self.split == 1:
+            # The most there are: the compiler would otherwise stop at 128 and spill. Where the depth
+            # is split it does better by itself.
+            options["maxnreg"] = 255
         if not self.cooperative:
             return options
         alone = self.members(hidden_size) == 1
