@@ -1,4 +1,6 @@
 // What the bindings need of the CUDA runtime beside their kernels.
+#include <cstdlib>
+
 #include "device.h"
 #include "launch.h"
 
@@ -55,10 +57,14 @@ namespace {
 // Stands for any kernel that fills a multiprocessor.
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) probe_kernel() {}
 
-// The largest power of two of such blocks that can form a resident cluster.
+// The largest power of two of such blocks that can form a resident cluster. SEQKERNELS_MAX_CLUSTER
+// lowers it, so that tests and measurements can have every shape exchange through L2.
 int max_cluster(const DeviceFacts& facts) {
   if (facts.major < 9) return 1;
+  const char* limit = getenv("SEQKERNELS_MAX_CLUSTER");
+  const int most = limit == nullptr ? 16 : atoi(limit);
   for (unsigned blocks = 16; blocks > 1; blocks /= 2) {
+    if (static_cast<int>(blocks) > most) continue;
     sk::LaunchConfig config;
     config.grid = dim3(blocks);
     config.block = dim3(kMaxWarps * 32);
