@@ -139,6 +139,7 @@ class Seq2Seq(nn.Module):
         beam_size: int = 4,
         length_penalty: float = 0.0,
         num_return_sequences: int = 1,
+        fused: bool | None = None,
     ) -> search.Generation:
         """Write the best target that the search finds for each source.
 
@@ -155,6 +156,8 @@ class Seq2Seq(nn.Module):
             length_penalty: alpha of Wu et al. 2016, equation 14: a log-probability is divided by
                 ((5 + length) / 6) ** alpha. 0 compares log-probabilities.
             num_return_sequences: targets of each source, best first, R; at most the beam's size.
+            fused: run all steps of the greedy search in one op. By default where that can run,
+                which takes a decoder without attention; the tokens are those of the step loop.
 
         Returns:
             A `Generation`; the R targets of a source stand side by side in its N*R rows.
@@ -162,6 +165,7 @@ class Seq2Seq(nn.Module):
         Raises:
             ValueError: an unknown strategy or a number out of range, or one of `forward`'s reasons.
             IndexError: a symbol outside the vocabulary.
+            RuntimeError: the fused op was asked for and cannot run; the message says why.
         """
         if self.bos_idx is None or self.eos_idx is None:
             raise ValueError("generate needs bos_idx and eos_idx; pass them to Seq2Seq")
@@ -177,6 +181,8 @@ class Seq2Seq(nn.Module):
                 f"num_return_sequences: expected 1 to {beam_size}, the beam's size, got "
                 f"{num_return_sequences}"
             )
+        if fused and beam_size > 1:
+            raise ValueError("fused: only the greedy search is one op")
         check_tokens("source", source, self.encoder.input_size, values=True)
         if max_length is None:
             max_length = 2 * source.shape[1 if self.batch_first else 0] + 10
@@ -189,7 +195,7 @@ class Seq2Seq(nn.Module):
             with torch.no_grad():
                 carry, memory = self.encode(source, lengths)
                 if beam_size == 1:
-                    found = search.greedy(task, carry, memory)
+                    found = search.greedy(task, carry, memory, fused)
                 else:
                     found = search.beam(task, carry, memory, beam_size, num_return_sequences)
         finally:

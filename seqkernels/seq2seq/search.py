@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .attention import Memory
 from .decoder import Carry, Decoder
+from .fused import greedy as fused_greedy
+from .fused import refusal
 
 
 class Generation(NamedTuple):
@@ -47,14 +49,33 @@ class Task(NamedTuple):
         return log_probability / ((5.0 + length) / 6.0) ** self.length_penalty
 
 
-def greedy(task: Task, carry: Carry, memory: Memory | None) -> Generation:
+def greedy(
+    task: Task, carry: Carry, memory: Memory | None, fused: bool | None = None
+) -> Generation:
     """Take the best symbol at every step.
 
     Args:
         task: decoder and limits.
         carry: from `Decoder.start`.
         memory: from `Attention.prepare`, or None.
+        fused: run all steps in one op; by default where that can run.
+
+    Raises:
+        RuntimeError: the fused op was asked for and cannot run; the message says why.
     """
+    reason = "the step loop was asked for" if fused is False else refusal(task.decoder, carry)
+    if fused and reason is not None:
+        raise RuntimeError(f"fused greedy search cannot run: {reason}")
+    if reason is None:
+        sequences, lengths, scores = fused_greedy(
+            task.decoder,
+            carry,
+            bos_idx=task.bos_idx,
+            eos_idx=task.eos_idx,
+            padding=task.padding,
+            max_length=task.max_length,
+        )
+        return Generation(sequences, lengths, task.normalise(scores, lengths))
     rows, device = carry.states[0].shape[1], carry.states[0].device
     tokens = torch.full((rows,), task.bos_idx, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
@@ -64,8 +85,9 @@ def greedy(task: Task, carry: Carry, memory: Memory | None) -> Generation:
     written = []
     for t in range(task.max_length):
         logits, carry = task.decoder.step(tokens, carry, memory)
-        best, tokens = torch.log_softmax(logits.float(), -1).max(-1)
-        scores = scores + best * alive
+        tokens = logits.argmax(-1)
+        chosen = torch.log_softmax(logits.float(), -1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+        scores = scores + chosen.where(alive, 0.0)
         lengths += alive
         written.append(tokens.masked_fill(~alive, task.padding))
         alive = alive & (tokens != task.eos_idx)

@@ -83,6 +83,43 @@ def test_a_beam_of_one_is_the_greedy_search(cell, attention):
     assert torch.equal(greedy.scores, beam.scores)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", [*CELLS, "rnn_relu"])
+def test_the_fused_search_is_the_step_loop(cell, layers, dtype):
+    model = small_model(cell=cell, layers=layers).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.0 if cell == "rnn_relu" else 3.0)
+    source, _, _ = random_batch(rows=25)
+    fused = model.generate(source, fused=True, length_penalty=0.5)
+    loop = model.generate(source, fused=False, length_penalty=0.5)
+    assert torch.equal(fused.tokens, loop.tokens)
+    assert torch.equal(fused.lengths, loop.lengths)
+    torch.testing.assert_close(fused.scores.float(), loop.scores, rtol=1e-5, atol=1e-5)
+    calls = []
+    model.decoder.rnn.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(model.generate(source).tokens, loop.tokens)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(attention="dot"), "attention"),
+        (dict(library="torch"), "torch.nn"),
+        (dict(output_size=11), "cannot read"),
+    ],
+)
+def test_the_fused_search_says_why_it_cannot_run(options, message):
+    source, _, _ = random_batch()
+    model = small_model(**options)
+    with pytest.raises(RuntimeError, match=message):
+        model.generate(source, fused=True)
+    with pytest.raises(ValueError, match="only the greedy"):
+        model.generate(source, fused=True, strategy="beam")
+
+
 @pytest.mark.parametrize("strategy", ["greedy", "beam"])
 def test_scores_are_the_log_probabilities_of_the_tokens(strategy):
     model = sharpened(small_model(attention="general")).double()
@@ -142,7 +179,7 @@ def test_the_search_stops_when_all_rows_have_ended(strategy):
     calls = []
     model.decoder.rnn.register_forward_hook(lambda *_: calls.append(1))
     source, _, _ = random_batch()
-    found = model.generate(source, max_length=500, strategy=strategy)
+    found = model.generate(source, max_length=500, strategy=strategy, fused=False)
     assert len(calls) < 8
     assert (found.lengths == 1).all()
 

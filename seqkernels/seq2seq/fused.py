@@ -1,0 +1,53 @@
+"""Greedy search of a plain decoder as one op: `seqkernels.decode`."""
+
+import torch
+from torch import Tensor
+
+from .. import _extension, decode
+from .decoder import Carry, Decoder
+from .layers import CELL_OPTIONS, LIBRARIES
+
+
+def refusal(decoder: Decoder, carry: Carry) -> str | None:
+    """Why the fused op cannot run this decoder, or None if it can."""
+    kind, _ = CELL_OPTIONS[decoder.cell]
+    device, dtype = carry.states[0].device, decoder.output.weight.dtype
+    if decoder.attention is not None:
+        return "the decoder has attention"
+    if not isinstance(decoder.rnn, LIBRARIES["seqkernels"][kind]):
+        return "the decoder was built from torch.nn"
+    if decoder.output_size > decoder.input_size:
+        return "it scores symbols that it cannot read"
+    if torch.is_autocast_enabled(device.type) or carry.states[0].dtype != dtype:
+        return f"the states are {carry.states[0].dtype}, the weights {dtype}"
+    if not _has_kernel(decoder.rnn.cell, device.type):
+        return f"there is no fused kernel for {device.type}"
+    return None
+
+
+def greedy(
+    decoder: Decoder, carry: Carry, *, bos_idx: int, eos_idx: int, padding: int, max_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [T, N], lengths [N] and log-probabilities [N] of the greedy search."""
+    rnn = decoder.rnn
+    layers = [rnn.all_weights[layer] for layer in range(decoder.num_layers)]
+    found = decode.greedy(
+        rnn.cell,
+        decoder.embedding.weight,
+        layers,
+        (decoder.output.weight, decoder.output.bias),
+        carry.states,
+        bos_idx,
+        max_length=max_length,
+        eos=eos_idx,
+        pad=padding,
+        log_probs=True,
+    )
+    return found.tokens.t()[: int(found.lengths.max())], found.lengths, found.log_probs
+
+
+def _has_kernel(cell: str, device_type: str) -> bool:
+    if _extension.C is None:
+        return False
+    key = device_type.upper()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"seqkernels::{cell}_greedy", key)
