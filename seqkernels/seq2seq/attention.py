@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import linear_layer
+
 ATTENTIONS = ("dot", "general", "additive")
 
 
@@ -39,12 +41,15 @@ class Attention(nn.Module):
         kind: `dot`, `general` or `additive`.
         query_size: width of the decoder's output, H.
         memory_size: width of the encoder's output, M.
+        library: `seqkernels`, or `torch` to build from torch.nn.
 
     Raises:
         ValueError: unknown kind, or `dot` between different widths.
     """
 
-    def __init__(self, kind: str, query_size: int, memory_size: int) -> None:
+    def __init__(
+        self, kind: str, query_size: int, memory_size: int, *, library: str = "seqkernels"
+    ) -> None:
         super().__init__()
         if kind not in ATTENTIONS:
             raise ValueError(f"unknown attention {kind!r}; expected one of {', '.join(ATTENTIONS)}")
@@ -56,11 +61,11 @@ class Attention(nn.Module):
         self.kind = kind
         self.memory_size = memory_size
         if kind != "dot":
-            self.key = nn.Linear(memory_size, query_size, bias=False)
+            self.key = linear_layer(memory_size, query_size, bias=False, library=library)
         if kind == "additive":
-            self.query = nn.Linear(query_size, query_size)
-            self.score = nn.Linear(query_size, 1, bias=False)
-        self.merge = nn.Linear(memory_size + query_size, query_size, bias=False)
+            self.query = linear_layer(query_size, query_size, library=library)
+            self.score = linear_layer(query_size, 1, bias=False, library=library)
+        self.merge = linear_layer(memory_size + query_size, query_size, bias=False, library=library)
 
     def prepare(self, memory: Tensor, lengths: Tensor | None = None) -> Memory:
         """Project the encoder's output once.

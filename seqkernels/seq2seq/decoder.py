@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, Memory
+from .dropout import dropout_layer
 from .encoder import make_embedding
 from .layers import States, recurrent_layer, run
+from .linear import linear_layer
 
 
 class Carry(NamedTuple):
@@ -86,7 +88,7 @@ class Decoder(nn.Module):
         self.padding_idx = padding_idx
         self.batch_first = batch_first
         self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout_layer(dropout, library)
         self.rnn = recurrent_layer(
             cell,
             embedding_size + (hidden_size if input_feeding else 0),
@@ -97,9 +99,13 @@ class Decoder(nn.Module):
         )
         self.attention = None
         if attention is not None:
-            self.attention = Attention(attention, hidden_size, memory_size or hidden_size)
-        self.output_dropout = nn.Dropout(dropout if output_dropout is None else output_dropout)
-        self.output = nn.Linear(hidden_size, self.output_size)
+            self.attention = Attention(
+                attention, hidden_size, memory_size or hidden_size, library=library
+            )
+        self.output_dropout = dropout_layer(
+            dropout if output_dropout is None else output_dropout, library
+        )
+        self.output = linear_layer(hidden_size, self.output_size, library=library)
         if tied_output:
             if (self.output_size, hidden_size) != (input_size, embedding_size):
                 raise ValueError(

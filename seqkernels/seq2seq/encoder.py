@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .checks import check_lengths, check_tokens
+from .dropout import dropout_layer
 from .layers import States, recurrent_layer, reverse_rows, run
 
 
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
         self.padding_idx = padding_idx
         self.batch_first = batch_first
         self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout_layer(dropout, library)
         self.rnn = recurrent_layer(
             cell,
             embedding_size,
