@@ -127,8 +127,8 @@ class Plan:
             "enable_fp_fusion": True,
         }
         if self.split == 1:
-            # The most there are: the compiler would otherwise stop at 128 and spill. Where the depth
-            # is split it does better by itself.
+            # All there are: the compiler would otherwise stop at 128 and spill. Where the depth is
+            # split it does better by itself.
             options["maxnreg"] = 255
         if not self.cooperative:
             return options

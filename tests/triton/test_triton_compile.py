@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,24 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 SHARED_EXTRA = 2 << 10
 
 
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """A compiling process for each architecture, two at a time, as futures."""
+
+    def run(arch: int) -> subprocess.CompletedProcess:
+        environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+        environment.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, FOLDER / "ahead.py", str(arch)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {arch: pool.submit(run, arch) for arch in SHARED_LIMIT}
+
+
 @pytest.fixture(scope="module", params=SHARED_LIMIT, ids=lambda arch: f"sm_{arch}")
-def compiled(request, tmp_path_factory):
+def compiled(request, processes):
     """(arch, facts of every kernel)."""
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    environment.pop("TRITON_INTERPRET", None)
-    run = subprocess.run(
-        [sys.executable, FOLDER / "ahead.py", str(request.param)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    run = processes[request.param].result()
     assert run.returncode == 0, run.stderr
     return request.param, [json.loads(line) for line in run.stdout.splitlines()]
 

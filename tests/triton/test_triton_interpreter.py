@@ -4,11 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parent
+
+
+SUITES = ("float32", "half", "cells", "guard", "exchange", "chosen")
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Every suite's process, two at a time, as futures."""
+    names = (*SUITES, "beyond", "unsynchronised")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {name: pool.submit(run, name) for name in names}
 
 
 def run(suite: str) -> subprocess.CompletedProcess:
@@ -21,17 +33,17 @@ def run(suite: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("suite", ["float32", "half", "cells", "guard", "exchange", "chosen"])
-def test_kernels_match_the_reference(suite):
-    done = run(suite)
+@pytest.mark.parametrize("suite", SUITES)
+def test_kernels_match_the_reference(finished, suite):
+    done = finished[suite].result()
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_guard_page_ends_a_kernel_that_writes_beyond():
-    assert run("beyond").returncode == -signal.SIGSEGV
+def test_a_guard_page_ends_a_kernel_that_writes_beyond(finished):
+    assert finished["beyond"].result().returncode == -signal.SIGSEGV
 
 
-def test_an_exchange_without_waiting_is_found():
-    done = run("unsynchronised")
+def test_an_exchange_without_waiting_is_found(finished):
+    done = finished["unsynchronised"].result()
     assert done.returncode == 1
     assert "not finite" in done.stderr
