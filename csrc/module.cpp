@@ -41,9 +41,10 @@ Math math_named(const std::string& name) {
 
 // Everything a plan says, and `refusal`, empty where there is a plan.
 py::dict plan(const std::string& cell, const std::string& math, bool backward, int64_t batch,
-              int64_t hidden, int processors, int shared_per_block, int max_cluster) {
-  PlanRequest request{cell_named(cell), math_named(math), backward,         batch,
-                      hidden,           processors,       shared_per_block, max_cluster};
+              int64_t hidden, int processors, int shared_per_block, int max_cluster,
+              int max_units) {
+  PlanRequest request{cell_named(cell), math_named(math), backward,    batch,    hidden,
+                      processors,       shared_per_block, max_cluster, max_units};
   const Planned planned = make_plan(request);
   const Plan& p = planned.plan;
   py::dict result;
@@ -98,6 +99,7 @@ py::object persistent_refusal(const py::object& call) {
   request.processors = facts.processors;
   request.shared_per_block = facts.shared_per_block;
   request.max_cluster = facts.max_cluster;
+  request.max_units = facts.max_units;
   const bool training = call.attr("training").cast<bool>();
   for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
@@ -126,5 +128,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, "How the persistent kernels would cut up a shape; pure host code.",
         py::arg("cell"), py::arg("math"), py::arg("backward"), py::arg("batch"),
         py::arg("hidden_size"), py::kw_only(), py::arg("processors") = 132,
-        py::arg("shared_per_block") = 227 << 10, py::arg("max_cluster") = 16);
+        py::arg("shared_per_block") = 227 << 10, py::arg("max_cluster") = 16,
+        py::arg("max_units") = 256);
 }

@@ -41,18 +41,20 @@ class Stage:
 def sanitizer(tool: str) -> Stage:
     """compute-sanitizer on the small cases."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", PYTHON]
-    return Stage(tool, [*command, "tests/cuda/small_cases.py"], 60)
+    # Small layers cut up, so that they exchange.
+    return Stage(tool, [*command, "tests/cuda/small_cases.py"], 60, {"SEQKERNELS_MAX_UNITS": "16"})
 
 
 def stages(out: Path) -> list[Stage]:
     """All stages, the most telling first."""
-    l2 = {"SEQKERNELS_MAX_CLUSTER": "1"}
+    l2, small = {"SEQKERNELS_MAX_CLUSTER": "1"}, {"SEQKERNELS_MAX_UNITS": "16"}
     ops = [*PYTEST, "tests/cuda/test_cuda_ops.py"]
     bench = [PYTHON, "-m", "bench", "run", "--quick", "--output", str(out / "bench")]
     return [
         Stage("wrappers", [*PYTEST, "tests/cuda/test_golden_wrappers.py"], 60),
         Stage("ops", ops, 150),
         Stage("ops through L2", [*ops, "-k", "persistent"], 90, l2),
+        Stage("ops in small blocks", [*ops, "-k", "persistent and not full"], 60, small),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         sanitizer("synccheck"),

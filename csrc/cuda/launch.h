@@ -117,6 +117,7 @@ int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* str
 struct DeviceFacts {
   int major = 0, minor = 0, processors = 0;
   int shared_per_block = 0;  // bytes a block may opt in to
+  int max_units = 256;       // hidden units of a block, see plan.h
   int max_cluster = 1;       // blocks of a cluster that can be resident, each with a whole SM
 };
 int query_device(DeviceFacts* facts);

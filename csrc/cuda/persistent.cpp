@@ -36,6 +36,7 @@ class Launch {
     request.processors = device.facts.processors;
     request.shared_per_block = device.facts.shared_per_block;
     request.max_cluster = device.facts.max_cluster;
+    request.max_units = device.facts.max_units;
     const Planned planned = make_plan(request);
     STD_TORCH_CHECK(planned.refusal.empty(), "seqkernels::", op, ": ", planned.refusal);
     args.plan = planned.plan;

@@ -65,6 +65,7 @@ struct PlanRequest {
   int processors = 132;              // multiprocessors
   int shared_per_block = 227 << 10;  // bytes a block may use
   int max_cluster = 16;              // 1 where there are no clusters
+  int max_units = 256;               // of a block; tests lower it to cut small layers up, too
 };
 
 struct Planned {
@@ -243,7 +244,7 @@ inline Planned make_plan(const PlanRequest& r) {
     const int hidden = static_cast<int>(r.hidden), batch = static_cast<int>(r.batch);
     for (int rows = std::min(8, batch); rows <= 128; rows += 8) {
       const int own = std::min(rows, batch);
-      for (int units = 8; units <= 256; units += 8) {
+      for (int units = 8; units <= r.max_units; units += 8) {
         const int blocks = ceil_div(hidden, units);
         if (blocks == 1) {
           consider(Exchange::kNone, units, 1, own);
@@ -253,7 +254,7 @@ inline Planned make_plan(const PlanRequest& r) {
       }
       for (int blocks = 2; blocks <= r.max_cluster; blocks *= 2) {
         const int units = round_up(ceil_div(hidden, blocks), 8);
-        if (ceil_div(hidden, units) > blocks / 2) {
+        if (units <= r.max_units && ceil_div(hidden, units) > blocks / 2) {
           consider(Exchange::kCluster, units, blocks, own);
         }
       }

@@ -39,7 +39,7 @@ int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* str
 extern "C" const char* emu_error();
 
 // Tests choose the device that plans are made for.
-DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 16};
+DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 256, 16};
 int query_device(DeviceFacts* facts) {
   *facts = emulated_facts;
   return 0;
@@ -57,12 +57,17 @@ namespace {
 // Stands for any kernel that fills a multiprocessor.
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) probe_kernel() {}
 
-// The largest power of two of such blocks that can form a resident cluster. SEQKERNELS_MAX_CLUSTER
-// lowers it, so that tests and measurements can have every shape exchange through L2.
+// A limit that tests and measurements set to reach other decompositions.
+int limit(const char* variable, int otherwise) {
+  const char* text = getenv(variable);
+  const int value = text == nullptr ? 0 : atoi(text);
+  return value > 0 && value < otherwise ? value : otherwise;
+}
+
+// The largest power of two of such blocks that can form a resident cluster.
 int max_cluster(const DeviceFacts& facts) {
   if (facts.major < 9) return 1;
-  const char* limit = getenv("SEQKERNELS_MAX_CLUSTER");
-  const int most = limit == nullptr ? 16 : atoi(limit);
+  const int most = limit("SEQKERNELS_MAX_CLUSTER", 16);
   for (unsigned blocks = 16; blocks > 1; blocks /= 2) {
     if (static_cast<int>(blocks) > most) continue;
     sk::LaunchConfig config;
@@ -88,6 +93,7 @@ int query_device(DeviceFacts* facts) {
   get(&facts->minor, cudaDevAttrComputeCapabilityMinor);
   get(&facts->processors, cudaDevAttrMultiProcessorCount);
   get(&facts->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  facts->max_units = limit("SEQKERNELS_MAX_UNITS", 256);
   if (error == cudaSuccess) facts->max_cluster = max_cluster(*facts);
   return sk::detail::finish(error);
 }

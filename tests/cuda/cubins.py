@@ -44,17 +44,38 @@ def tool(name: str) -> str | None:
     return str(path) if path.exists() else None
 
 
-@cache
-def kernels(source: str, arch: str, folder: Path) -> list[Kernel]:
-    """Compile `csrc/cuda/<source>` for `arch` and read what came out."""
-    cubin = folder / f"{source}.{arch}.cubin"
+def built(source: str, arch: str) -> Path | None:
+    """The object that setup.py has made of `source`, if it is up to date and holds `arch`."""
+    inputs = [SOURCES / source, *SOURCES.glob("*.h"), *SOURCES.parent.glob("*.h")]
+    newest = max(path.stat().st_mtime for path in inputs)
+    for output in ROOT.glob(f"build/*-cuda/csrc.cuda.{source}.o"):
+        log = Path(f"{output}.log")
+        if output.stat().st_mtime > newest and log.exists() and f"'sm_{arch}'" in log.read_text():
+            return output
+    return None
+
+
+def compile_for(source: str, arch: str, folder: Path) -> tuple[Path, str]:
+    """A file with the machine code for `arch`, and what ptxas said of it."""
+    output = built(source, arch)
+    if output is not None:
+        report = Path(f"{output}.log").read_text()
+        entries = re.split(r"(?=ptxas info\s+: Compiling entry function)", report)
+        return output, "".join(entry for entry in entries if f"'sm_{arch}'" in entry)
+    output = folder / f"{source}.{arch}.cubin"
     command = [str(nvcc()), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    command += [str(SOURCES / source), "-o", str(cubin)]
-    log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    code = subprocess.run(
-        [tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True
-    ).stdout
+    command += [str(SOURCES / source), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return output, done.stderr
+
+
+@cache
+def kernels(source: str, arch: str, folder: Path) -> list[Kernel]:
+    """What nvcc makes of `csrc/cuda/<source>` for `arch`: of the build, or compiled for this."""
+    output, log = compile_for(source, arch, folder)
+    command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{arch}", str(output)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
     for block in code.split("Function : ")[1:]:
         name, _, body = block.partition("\n")

@@ -18,6 +18,7 @@ extern DeviceFacts emulated_facts;
 // The device that plans are made for.
 extern "C" __attribute__((visibility("default"))) void emulated_device(int processors,
                                                                        int shared_per_block,
-                                                                       int max_cluster) {
-  seqkernels::emulated_facts = {9, 0, processors, shared_per_block, max_cluster};
+                                                                       int max_cluster,
+                                                                       int max_units) {
+  seqkernels::emulated_facts = {9, 0, processors, shared_per_block, max_units, max_cluster};
 }

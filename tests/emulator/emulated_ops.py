@@ -72,6 +72,7 @@ def ops(
     processors: int = 132,
     shared_per_block: int = 227 << 10,
     max_cluster: int = 16,
+    max_units: int = 256,
 ):
     """The emulated ops, with every later launch on the named schedule.
 
@@ -81,9 +82,10 @@ def ops(
         processors: multiprocessors of the device that plans are made for.
         shared_per_block: bytes of shared memory that a block may use there.
         max_cluster: largest cluster; 1 makes groups exchange through L2.
+        max_units: most hidden units of a block; small layers are cut up by a small one.
     """
     library().functions.emu_begin(SCHEDULES.index(schedule), seed)
-    library().functions.emulated_device(processors, shared_per_block, max_cluster)
+    library().functions.emulated_device(processors, shared_per_block, max_cluster, max_units)
     return torch.ops.seqkernels_emulated
 
 

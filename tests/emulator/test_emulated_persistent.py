@@ -7,6 +7,7 @@ from emulator import SCHEDULES, build
 from parity import Case, actual, check_sequence, inputs_of
 from recording import recorded, replay
 
+from seqkernels import _extension
 from seqkernels.cells import CELLS
 
 CASES = {
@@ -40,7 +41,11 @@ def poisoned_memory():
     check_memory()
 
 
-EXCHANGES = {"cluster": 8, "L2": 1}
+# A block is kept to 16 units, so that small layers are cut up and have something to exchange.
+EXCHANGES = {
+    "cluster": {"max_cluster": 8, "max_units": 16},
+    "L2": {"max_cluster": 1, "max_units": 16},
+}
 
 
 @pytest.fixture
@@ -64,11 +69,31 @@ def pair(cell, schedule="round robin", **device):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_these_tests_exchange(cell, math, exchange):
+    """Every case wider than a block really takes the exchange it is there for, both ways."""
+    for case in (*CASES.values(), *OPTIONS.values()):
+        for backward in (False, True):
+            batch, hidden = case.batch, case.hidden_size
+            found = _extension.C.plan(cell, math, backward, batch, hidden, **EXCHANGES[exchange])
+            assert found["exchange"] == (exchange if hidden > 16 else "none")
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_block(cell, exchange):
+    """The widest blocks: several row tiles, and layers that fit in one block."""
+    device = {**EXCHANGES[exchange], "max_units": 256}
+    check_sequence(cell, Case(3, 9, 100), torch.bfloat16, *pair(cell, **device))
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("math", MATHS, indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(cell, case, math, exchange):
-    functions = pair(cell, max_cluster=EXCHANGES[exchange])
+    functions = pair(cell, **EXCHANGES[exchange])
     check_sequence(cell, case, math[0], *functions, tf32=math[1])
 
 
@@ -76,8 +101,8 @@ def test_sizes(cell, case, math, exchange):
 @pytest.mark.parametrize("case", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_options(cell, case, math):
-    for max_cluster in EXCHANGES.values():
-        check_sequence(cell, case, math[0], *pair(cell, max_cluster=max_cluster))
+    for device in EXCHANGES.values():
+        check_sequence(cell, case, math[0], *pair(cell, **device))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
@@ -85,7 +110,7 @@ def test_options(cell, case, math):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_schedules(cell, exchange, schedule):
     """Other orders of the threads; the first is that of all other tests."""
-    functions = pair(cell, schedule, max_cluster=EXCHANGES[exchange])
+    functions = pair(cell, schedule, **EXCHANGES[exchange])
     check_sequence(cell, Case(4, 9, 72), torch.bfloat16, *functions)
 
 
@@ -99,7 +124,7 @@ def test_weights_beyond_the_registers(math):
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitizers(sanitizer, exchange):
-    functions = pair("gru_reset_before", max_cluster=EXCHANGES[exchange])
+    functions = pair("gru_reset_before", **EXCHANGES[exchange])
     values, layout = inputs_of(
         "gru_reset_before", Case(3, 9, 40, lengths=(3, 1) * 4 + (2,)), torch.bfloat16
     )
@@ -117,7 +142,7 @@ def test_sanitizers(sanitizer, exchange):
 def test_bit_equal_reruns(cell, exchange):
     values, layout = inputs_of(cell, Case(3, 9, 40), torch.float16)
     first, second = (
-        actual(cell, values, layout, *pair(cell, schedule, max_cluster=EXCHANGES[exchange]))
+        actual(cell, values, layout, *pair(cell, schedule, **EXCHANGES[exchange]))
         for schedule in SCHEDULES[:2]
     )
     for one, other in zip(first, second, strict=True):
