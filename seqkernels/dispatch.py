@@ -8,14 +8,14 @@ raises with its reason: nothing falls back silently.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from . import _extension
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a backend needs to know of a call to decide whether it can run it.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from . import dispatch, ops, reference
 from .cells import CELLS, CellSpec
 from .ops.gemm import linear
+from .ops.layer import EAGER
 from .ops.sequence import reference_sequence
 from .ops.step import Step, infer
 from .ops.weights import fold_bias
@@ -125,37 +126,21 @@ def sequence(
             spec, gates_x, weight_hh, bias_hh, state, lengths, batch_sizes, reset, reverse
         )
     h_0, c_0 = state if spec.states == 2 else (state[0], None)
-    save = training or return_c_sequence
+    layout = (lengths, batch_sizes, reset, reverse, training or return_c_sequence)
     if training:
-        results = ops.get(f"{cell}_layer")(
-            x,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            h_0,
-            c_0,
-            lengths,
-            batch_sizes,
-            reset,
-            reverse,
-            save,
-            chosen.suffix,
-        )
+        compiling = torch.compiler.is_compiling()
+        layer = ops.get(f"{cell}_layer") if compiling else EAGER[cell]
+        inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)
+        results = layer(*inputs, *layout, chosen.suffix)
     else:
         bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
-        results = ops.get(f"{cell}_sequence{chosen.suffix}")(
-            linear(x, weight_ih, bias_x),
-            weight_hh,
-            bias_h,
-            h_0,
-            c_0,
-            lengths,
-            batch_sizes,
-            reset,
-            reverse,
-            save,
-        )
+        gates_x = linear(x, weight_ih, bias_x)
+        run = ops.get(f"{cell}_sequence{chosen.suffix}")
+        if torch.compiler.is_compiling():
+            results = run(gates_x, weight_hh, bias_h, h_0, c_0, *layout)
+        else:  # Past the op's autograd, which is registered in Python and costs 5 us.
+            with torch._C._AutoDispatchBelowAutograd():
+                results = run(gates_x, weight_hh, bias_h, h_0, c_0, *layout)
     output, h_n, c_n, c_sequence, _ = results
     if spec.states == 1:
         return output, (h_n,), None
