@@ -1,4 +1,4 @@
-"""Peak memory of one call beyond its weights and input.
+"""Peak memory of one call beyond its weights and input, once everything is loaded.
 
 On a CPU a clean child process makes the call and reads the peak of its resident memory from the
 kernel. The children are forked from a server that has imported everything but computed nothing.
@@ -8,7 +8,6 @@ import ctypes
 import gc
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,16 +52,13 @@ def _call(case: Case, mode: str, name: str, device: torch.device, extra: tuple[s
 
 def _peak_cpu(case, mode, name, device, extra, threads) -> int:
     torch.set_num_threads(threads)
-    # A short call of the same kind first: libraries, thread stacks and generated code stay out.
-    small = replace(case, length=2)
-    _call(small, mode, name, device, extra)()
     call = _call(case, mode, name, device, extra)
+    # Once before: libraries, thread stacks and generated code are not what a step needs.
+    call()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _kilobytes("VmRSS")
-    # Twice: what the first call keeps for the second one is part of the need.
-    call()
     call()
     return max(0, _kilobytes("VmHWM") - before) * 1024
 
