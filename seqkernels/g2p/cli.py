@@ -66,6 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
     except G2PError as error:
         print(f"g2p: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # A backend that was named and cannot run says so; anything else is not the user's doing.
+        if "cannot run this call" not in str(error):
+            raise
+        print(f"g2p: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

@@ -116,7 +116,7 @@ def examples(
 
 def prompt(model: Seq2Seq, symbols: Symbols, *, beam: int) -> None:
     """Pronounce what the user types until an empty line or the end of input."""
-    print("Type words to hear of their pronunciation; an empty line ends.")
+    print("Type words to see how they are pronounced; an empty line ends.")
     while True:
         try:
             words = input("> ").split()

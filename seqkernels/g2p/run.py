@@ -233,6 +233,7 @@ def _results(
         "torch_tokens_per_second": speeds.torch if speeds else None,
         "training_tokens_per_second": training_speed,
         "minutes": round(progress.seconds / 60, 3),
+        "processor_minutes": round(progress.processor_seconds / 60, 3),
         "epochs": round(progress.epochs, 3),
         "steps": progress.steps,
         "words": {

@@ -60,6 +60,8 @@ class Progress:
         tokens: letters, phonemes and end symbols read; of several processes, this one's share
             times their number.
         busy_seconds: time spent in steps, without development scores.
+        processor_seconds: what this process got of the processors meanwhile; on a machine that is
+            shared, less than seconds times threads.
         loss: (seconds, mean cross entropy of a phoneme) on the way.
         dev: (seconds, WER, PER) on the way.
     """
@@ -69,6 +71,7 @@ class Progress:
     epochs: float = 0.0
     tokens: float = 0.0
     busy_seconds: float = 0.0
+    processor_seconds: float = 0.0
     loss: list[tuple[float, float]] = field(default_factory=list)
     dev: list[tuple[float, float, float]] = field(default_factory=list)
 
@@ -144,6 +147,7 @@ class Trainer:
         self.model.train()
         clock = _Clock(self.world, self.device, progress.seconds)
         begun_at = progress.seconds
+        processor_base = progress.processor_seconds - time.process_time()
         next_score = self._next_score(progress.seconds, budget)
         losses: list[Tensor] = []
         while progress.seconds < budget:
@@ -155,6 +159,7 @@ class Trainer:
                 losses.append(self.step(batch, rate))
                 progress.seconds = clock.seconds()
                 progress.busy_seconds += progress.seconds - before
+                progress.processor_seconds = processor_base + time.process_time()
                 progress.steps += 1
                 progress.epochs += self.world.size / len(self.batches)
                 progress.tokens += tokens * self.world.size

@@ -116,6 +116,7 @@ def test_results_plot_and_checkpoint_are_written(tmp_path, capsys):
     assert result["words"] == {"train": 340, "dev": 20, "test": 40}
     assert result["minutes"] == pytest.approx(0.02, abs=0.02)
     assert result["epochs"] > 0
+    assert 0 < result["processor_minutes"] < 2 * torch.get_num_threads() * result["minutes"]
     assert (result["seed"], result["device"]) == (0, "cpu")
     texts = [e.text for e in ElementTree.parse(options.plot).iter() if e.tag.endswith("text")]
     assert {"Training loss", "WER", "Attention: pronunciation"} <= set(texts)
@@ -245,6 +246,7 @@ def test_a_list_of_test_words(tmp_path, capsys, whole):
     [
         (["--device", "abacus"], "unknown device"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
+        (["--backend", "persistent"], "backend 'persistent' cannot run this call"),
         (["--json", "/no/such/folder/x.json"], "there is no folder"),
         (["--test-words", "/no/such/file"], "cannot be read"),
         (["--words", "2"], "too few"),
