@@ -16,6 +16,7 @@ import torch
 from seqkernels.g2p import G2PError, ModelConfig, build_model, main, pronounce, read_dictionary
 from seqkernels.g2p import run as run_module
 from seqkernels.g2p.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from seqkernels.g2p.console import prompt
 from seqkernels.g2p.data import PairBatches, Symbols
 from seqkernels.g2p.distributed import World
 from seqkernels.g2p.run import Options, run
@@ -217,6 +218,18 @@ def test_words_that_cannot_be_said_are_named(tmp_path, dictionary, capsys):
     assert "unknown symbol 'ï'" in captured.err
     assert "empty word" in captured.err
     assert captured.out.startswith("fine")
+
+
+def test_the_prompt_answers_until_an_empty_line(dictionary, capsys, monkeypatch):
+    trainer, symbols, _ = make_trainer(dictionary)
+    lines = iter(["Fine naïve", "banana", ""])
+    monkeypatch.setattr("builtins.input", lambda text: next(lines))
+    prompt(trainer.model, symbols, beam=2)
+    captured = capsys.readouterr()
+    assert "\nfine" in captured.out
+    assert "\nbanana" in captured.out
+    assert "unknown symbol" in captured.err
+    assert list(lines) == []
 
 
 def test_the_comparison_gives_both_speeds(tmp_path, monkeypatch):
