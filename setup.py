@@ -59,6 +59,8 @@ CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/persistent_float32.cu",
+    "csrc/cuda/decode_binding.cpp",
+    "csrc/cuda/decode.cu",
 ]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

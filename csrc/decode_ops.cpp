@@ -23,9 +23,17 @@
   "max_length, int eos, int pad, bool scores) -> (Tensor tokens, Tensor lengths, Tensor "     \
   "log_probs, Tensor h_n, Tensor c_n)"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) {
+#ifndef SK_LIBRARY
+#define SK_LIBRARY seqkernels
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) {
   m.def("lstm_greedy" SK_GREEDY);
   m.def("gru_greedy" SK_GREEDY);
   m.def("rnn_tanh_greedy" SK_GREEDY);
   m.def("rnn_relu_greedy" SK_GREEDY);
+  // Why the kernel of embedding's device cannot run a call of these sizes; empty if it can.
+  m.def(
+      "greedy_refusal(Tensor embedding, int gates, int states, int layers, int rows, int hidden, "
+      "int vocabulary) -> str");
 }

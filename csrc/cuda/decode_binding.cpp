@@ -1,0 +1,176 @@
+// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.cu. For the emulator the same file
+// serves CPU tensors in a library of its own, schemas included.
+#include "decode_launch.h"
+#include "tensors.h"
+
+#ifdef SK_EMULATE
+#define SK_LIBRARY seqkernels_emulated
+#include "../decode_ops.cpp"
+#define SK_DEVICE_KEY CPU
+#else
+#define SK_LIBRARY seqkernels
+#define SK_DEVICE_KEY CUDA
+#endif
+
+namespace seqkernels {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+DeviceFacts facts_here() {
+  DeviceFacts facts;
+  const int error = query_device(&facts);
+  STD_TORCH_CHECK(error == 0, "seqkernels: device query failed: ", error_name(error));
+  return facts;
+}
+
+int element_size(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+std::string greedy_refusal(Tensor embedding, int64_t gates, int64_t states, int64_t layers,
+                           int64_t rows, int64_t hidden, int64_t vocabulary) {
+  const OnDevice device(embedding);
+  DecodeSizes sizes;
+  sizes.gates = int(gates), sizes.states = int(states), sizes.layers = int(layers);
+  sizes.rows = int(rows), sizes.hidden = int(hidden), sizes.vocabulary = int(vocabulary);
+  sizes.embedding = int(embedding.size(1));
+  sizes.element_size = element_size(dtype_of(embedding, "greedy"));
+  const char* refusal = decode_plan(sizes, facts_here()).refusal;
+  return refusal == nullptr ? "" : refusal;
+}
+
+struct Weights {
+  Tensor embedding;
+  Tensors weight_ih, weight_hh, bias_ih, bias_hh;
+  Tensor weight_out;
+  Optional bias_out;
+};
+
+// Shapes, dtypes and devices; makes everything contiguous.
+DecodeSizes check(const CellSizes& spec, Weights& w, Tensor& h_0, Optional& c_0, Tensor& start,
+                  const std::string& op) {
+  DecodeSizes sizes;
+  STD_TORCH_CHECK(w.embedding.dim() == 2 && w.weight_out.dim() == 2 && start.dim() == 1,
+                  "seqkernels::", op,
+                  ": embedding and weight_out must be matrices, start a vector");
+  STD_TORCH_CHECK(!w.weight_hh.empty() && w.weight_ih.size() == w.weight_hh.size(),
+                  "seqkernels::", op, ": ", w.weight_ih.size(), " weight_ih for ",
+                  w.weight_hh.size(), " weight_hh");
+  const int64_t layers = w.weight_hh.size(), rows = start.size(0);
+  const int64_t hidden = w.weight_out.size(1), vocabulary = w.weight_out.size(0);
+  STD_TORCH_CHECK(hidden > 0 && vocabulary > 0 && vocabulary <= w.embedding.size(0),
+                  "seqkernels::", op, ": state of ", hidden, ", scores for ", vocabulary,
+                  " tokens, embedding of ", w.embedding.size(0));
+  for (const Tensors* biases : {&w.bias_ih, &w.bias_hh})
+    STD_TORCH_CHECK(biases->empty() || int64_t(biases->size()) == layers, "seqkernels::", op, ": ",
+                    biases->size(), " biases for ", layers, " layers");
+  const int64_t width = spec.gates * hidden;
+  for (int64_t l = 0; l < layers; ++l) {
+    const int64_t depth = l == 0 ? w.embedding.size(1) : hidden;
+    check_like(w.weight_ih[l], w.embedding, {width, depth}, op, "weight_ih");
+    check_like(w.weight_hh[l], w.embedding, {width, hidden}, op, "weight_hh");
+    if (!w.bias_ih.empty()) check_like(w.bias_ih[l], w.embedding, {width}, op, "bias_ih");
+    if (!w.bias_hh.empty()) check_like(w.bias_hh[l], w.embedding, {width}, op, "bias_hh");
+  }
+  check_like(w.weight_out, w.embedding, {vocabulary, hidden}, op, "weight_out");
+  check_like(w.bias_out, w.embedding, {vocabulary}, op, "bias_out");
+  check_like(h_0, w.embedding, {layers, rows, hidden}, op, "h_0");
+  STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
+                  ": c_0 is for lstm, and lstm needs it");
+  check_like(c_0, w.embedding, {layers, rows, hidden}, op, "c_0");
+  STD_TORCH_CHECK(start.scalar_type() == ScalarType::Long, "seqkernels::", op,
+                  ": start must be int64");
+  for (Tensors* tensors : {&w.weight_ih, &w.weight_hh, &w.bias_ih, &w.bias_hh})
+    for (Tensor& t : *tensors) t = dense(t);
+  for (Tensor* t : {&w.embedding, &w.weight_out, &h_0, &start}) *t = dense(*t);
+  w.bias_out = dense(w.bias_out), c_0 = dense(c_0);
+  sizes.gates = int(spec.gates), sizes.states = int(spec.states), sizes.layers = int(layers);
+  sizes.rows = int(rows), sizes.embedding = int(w.embedding.size(1));
+  sizes.hidden = int(hidden), sizes.vocabulary = int(vocabulary);
+  return sizes;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec, Weights w,
+                                                          Tensor h_0, Optional c_0, Tensor start,
+                                                          int64_t max_length, int64_t eos,
+                                                          int64_t pad, bool scores) {
+  const std::string op = std::string(spec.name) + "_greedy";
+  const Dtype dtype = dtype_of(w.embedding, op);
+  DecodeArgs args;
+  args.sizes = check(spec, w, h_0, c_0, start, op);
+  args.sizes.element_size = element_size(dtype);
+  STD_TORCH_CHECK(max_length >= 0 && eos < args.sizes.vocabulary, "seqkernels::", op,
+                  ": max_length is ", max_length, ", eos ", eos, " of ", args.sizes.vocabulary,
+                  " tokens");
+  const OnDevice device(w.embedding);
+  args.plan = decode_plan(args.sizes, facts_here());
+  STD_TORCH_CHECK(args.plan.refusal == nullptr, "seqkernels::", op,
+                  ": the persistent kernel cannot run this call: ", args.plan.refusal);
+
+  const int64_t rows = args.sizes.rows, blocks = args.plan.blocks;
+  const auto integers = [&](std::vector<int64_t> sizes, ScalarType type) {
+    return torch::stable::new_empty(start, sizes, type);
+  };
+  const Tensor tokens = integers({rows, max_length}, ScalarType::Long);
+  torch::stable::fill_(tokens, double(pad));
+  const Tensor lengths = torch::stable::new_zeros(start, {rows});
+  const Tensor log_probs = torch::stable::new_zeros(h_0, {scores ? rows : 0}, carry_type(dtype));
+  const Tensor h_n = torch::stable::clone(h_0);
+  const Tensor c_n = c_0.has_value() ? torch::stable::clone(*c_0) : absent(h_0);
+  if (rows == 0 || max_length == 0) return {tokens, lengths, log_probs, h_n, c_n};
+
+  const Tensor h = torch::stable::new_empty(h_0, {2, args.sizes.layers, rows, args.sizes.hidden},
+                                            ScalarType::Float);
+  const Tensor best = torch::stable::new_empty(h_0, {blocks, rows}, ScalarType::Float);
+  const Tensor sum = torch::stable::new_empty(h_0, {blocks, rows}, ScalarType::Float);
+  const Tensor word = integers({blocks, rows}, ScalarType::Int);
+  const Tensor counter = integers({1}, ScalarType::Int);
+  check_launch(zero_async(out(counter), 4, device.stream), op);
+  check_launch(launch_widen(dtype, out(h), in(h_0), h_0.numel(), device.stream), op);
+
+  args.embedding = in(w.embedding), args.tokens = w.embedding.size(0);
+  for (int l = 0; l < args.sizes.layers; ++l) {
+    args.weight_ih[l] = in(w.weight_ih[l]), args.weight_hh[l] = in(w.weight_hh[l]);
+    args.bias_ih[l] = w.bias_ih.empty() ? nullptr : in(w.bias_ih[l]);
+    args.bias_hh[l] = w.bias_hh.empty() ? nullptr : in(w.bias_hh[l]);
+  }
+  args.weight_out = in(w.weight_out), args.bias_out = in(w.bias_out), args.c_0 = in(c_0);
+  args.start = start.const_data_ptr<int64_t>();
+  args.max_length = max_length, args.eos = eos, args.scores = scores;
+  args.h = static_cast<float*>(out(h)), args.best = static_cast<float*>(out(best));
+  args.sum = static_cast<float*>(out(sum)), args.word = static_cast<int*>(out(word));
+  args.counter = static_cast<uint32_t*>(out(counter));
+  args.chosen = tokens.mutable_data_ptr<int64_t>();
+  args.lengths = lengths.mutable_data_ptr<int64_t>();
+  args.log_probs = static_cast<float*>(out(log_probs));
+  args.h_n = out(h_n), args.c_n = out(c_n);
+  check_launch(launch_decode(spec.cell, dtype, args, device.stream), op);
+  return {tokens, lengths, log_probs, h_n, c_n};
+}
+
+template <typename C, Cell kCell>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
+    Tensor embedding, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+    Tensor weight_out, Optional bias_out, Tensor h_0, Optional c_0, Tensor start,
+    int64_t max_length, int64_t eos, int64_t pad, bool scores) {
+  constexpr const char* kName = kCell == Cell::kLstm      ? "lstm"
+                                : kCell == Cell::kGru     ? "gru"
+                                : kCell == Cell::kRnnTanh ? "rnn_tanh"
+                                                          : "rnn_relu";
+  return greedy(sizes_of<C>(kCell, kName),
+                {embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out}, h_0, c_0,
+                start, max_length, eos, pad, scores);
+}
+
+}  // namespace
+}  // namespace seqkernels
+
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
+  using namespace seqkernels;
+  m.impl("lstm_greedy", TORCH_BOX((&greedy_op<Lstm, Cell::kLstm>)));
+  m.impl("gru_greedy", TORCH_BOX((&greedy_op<Gru, Cell::kGru>)));
+  m.impl("rnn_tanh_greedy", TORCH_BOX((&greedy_op<RnnTanh, Cell::kRnnTanh>)));
+  m.impl("rnn_relu_greedy", TORCH_BOX((&greedy_op<RnnRelu, Cell::kRnnRelu>)));
+  m.impl("greedy_refusal", TORCH_BOX(&greedy_refusal));
+}
