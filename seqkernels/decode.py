@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _extension, dispatch
+from . import _extension, decode_graph, dispatch
 from .cells import CELLS, CellSpec
 from .ops.registry import LIBRARY, NAMESPACE, absent, get
 
@@ -89,7 +89,9 @@ def greedy(
             has them: [G*H, E] or [G*H, H] above the first, [G*H, H], [G*H] or None, [G*H] or None.
         projection: weight and bias that score the V <= V' tokens, [V, H] and [V] or None.
         state: (h,) or (h, c) before the first step, each [L, N, H].
-        start: the token that is read first, for all rows or one for each, int64, [N].
+        start: the token that is read first, for all rows or one for each, int64, [N]. On a GPU its
+            values are not checked; one outside the embedding is taken as the nearest one inside, or
+            stops the device as torch's embedding does.
         max_length: how many tokens a row may write.
         eos: the token that ends a row; None for rows that only end at max_length.
         pad: what stands after a row's end; by default eos, or 0 without one.
@@ -166,7 +168,7 @@ def _check(call: _Call, spec: CellSpec, eos: int | None) -> None:
         )
     if eos is not None and not 0 <= eos < vocabulary:
         raise ValueError(f"eos {eos} is outside the vocabulary of {vocabulary} tokens")
-    # On a GPU reading them would wait for the device; there they are clamped by the kernels' user.
+    # On a GPU reading them would wait for the device.
     readable = call.start.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable and call.start.numel() and not isinstance(call.start, torch._subclasses.FakeTensor):
         start = call.start.tolist()
@@ -278,8 +280,58 @@ def _native(call: _Call) -> str | None:
     return None
 
 
+# Above this many rows a graph of torch's products is expected to win: the persistent kernel makes
+# its products without tensor cores.
+_PERSISTENT_ROWS = 16
+
+
+def _persistent(call: _Call) -> str | None:
+    if _extension.C is not None and not _extension.C.with_cuda:
+        return "the extension was compiled without CUDA"
+    reason = _native(call)
+    if reason is not None:
+        return reason
+    spec = CELLS[call.cell]
+    rows, hidden = call.start.shape[0], call.layers[0][1].shape[1]
+    vocabulary = call.projection[0].shape[0]
+    layers = len(call.layers)
+    return (
+        get("greedy_refusal")(
+            call.embedding, spec.gates, spec.states, layers, rows, hidden, vocabulary
+        )
+        or None
+    )
+
+
+def _graph(call: _Call) -> str | None:
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return "a graph cannot be captured inside another"
+    if call.start.shape[0] == 0 or call.max_length == 0:
+        return "there is nothing to do"
+    return None
+
+
+def _run_graph(call: _Call, spec: CellSpec) -> DecodeResult:
+    """One step over torch's cells, captured and replayed."""
+    tokens, lengths, log_probs, state = decode_graph.greedy(
+        _STEPS[call.cell],
+        call.embedding,
+        call.layers,
+        call.projection,
+        call.state,
+        call.start,
+        call.max_length,
+        call.eos,
+        call.pad,
+        call.scores,
+    )
+    return DecodeResult(tokens, lengths, log_probs if call.scores else None, tuple(state))
+
+
 _BACKENDS: dict[str, _Backend] = {
     "native": _Backend("cpu", _native, _run_op),
+    "persistent": _Backend("cuda", _persistent, _run_op),
+    "graph": _Backend("cuda", _graph, _run_graph),
     "reference": _Backend(None, lambda call: None, _run_steps),
 }
 
@@ -295,7 +347,12 @@ def _choose(call: _Call, name: str | None) -> _Backend:
     """The named backend, or the first that can run."""
     name = name or (dispatch._selected if dispatch._selected in _BACKENDS else None)
     if name is None:
-        return next(b for b in _BACKENDS.values() if _refusal(b, call) is None)
+        skipped = "persistent" if call.start.shape[0] > _PERSISTENT_ROWS else None
+        return next(
+            backend
+            for key, backend in _BACKENDS.items()
+            if key != skipped and _refusal(backend, call) is None
+        )
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}; decoding has {', '.join(_BACKENDS)}")
     reason = _refusal(_BACKENDS[name], call)

@@ -18,7 +18,7 @@ LAYERS = (
     ("ops",),
     ("triton",),
     ("dispatch",),
-    ("functional",),
+    ("functional", "decode_graph"),
     ("explain", "info", "decode"),
     ("nn",),
     ("seq2seq",),

@@ -167,3 +167,9 @@ def test_the_op_checks_again(changes, message):
         return
     with pytest.raises(RuntimeError, match=re.escape(message)):
         op(*op_arguments("gru", **changes))
+
+
+@pytest.mark.parametrize("backend", ["persistent", "graph"])
+def test_a_backend_of_another_device_says_so(backend):
+    with pytest.raises(RuntimeError, match="it runs on cuda, the weights are on cpu"):
+        greedy(**arguments(backend=backend))
