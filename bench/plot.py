@@ -64,7 +64,9 @@ def svg(document: dict) -> str:
     width = len(modes) * (_LEFT + _PLOT_W + _RIGHT)
     height = _HEAD + len(titles) * (_TOP + _PLOT_H + _BOTTOM)
     device = document["device"]
-    where = device["name"] + (f", {device['threads']} threads" if device["type"] == "cpu" else "")
+    where = device["name"]
+    if device["type"] == "cpu":
+        where += f", {device['threads']} thread{'s' if device['threads'] > 1 else ''}"
     body = [
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         _text(_LEFT, 24, f"{document['suite']}: speed-up over torch.nn", size=15, weight="600"),
