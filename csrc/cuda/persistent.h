@@ -29,7 +29,11 @@ SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
   e.hidden = b.first_unit + e.unit;
   e.valid = e.row < b.rows && e.hidden < a.plan.hidden;
   e.length = static_cast<int>(a.steps);
-  if (e.valid && a.lengths != nullptr) e.length = static_cast<int>(a.lengths[e.batch_row]);
+  if (e.valid && a.lengths != nullptr) {
+    // Lengths lie on the device and nobody has checked them: beyond the last step is the last step.
+    const int64_t length = a.lengths[e.batch_row];
+    e.length = static_cast<int>(length < a.steps ? length : a.steps);
+  }
   return e;
 }
 
@@ -38,10 +42,9 @@ SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
   if (a.lengths == nullptr) return s;
   s.count = 0;
   for (int n = 0; n < b.rows; ++n) {
-    const int length = static_cast<int>(a.lengths[b.first_row + n]);
-    s.count = length > s.count ? length : s.count;
+    const int64_t length = a.lengths[b.first_row + n];
+    if (length > s.count) s.count = length < s.total ? static_cast<int>(length) : s.total;
   }
-  s.count = s.count < s.total ? s.count : s.total;
   return s;
 }
 

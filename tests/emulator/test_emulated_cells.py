@@ -18,6 +18,7 @@ CASES = {
     "reverse": Case(5, 3, 8, reverse=True),
     "lengths": Case(6, 4, 5, lengths=(3, 6, 1, 5)),
     "lengths-reverse": Case(6, 4, 8, lengths=(3, 6, 1, 5), reverse=True),
+    "lengths-beyond-the-end": Case(3, 2, 24, lengths=(7, 2), reverse=True),
     "packed": Case(4, 5, 7, batch_sizes=(5, 3, 3, 1)),
     "packed-reverse": Case(4, 5, 8, batch_sizes=(5, 3, 3, 1), reverse=True),
     "reset": Case(6, 3, 6, reset=True),

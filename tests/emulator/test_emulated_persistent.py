@@ -20,6 +20,7 @@ OPTIONS = {
     "reverse-no-bias": Case(4, 3, 40, reverse=True, bias=False),
     "lengths": Case(6, 11, 40, lengths=(3, 6, 1, 5, 2, 6, 4, 4, 2, 1, 2)),
     "lengths-reverse": Case(6, 5, 40, lengths=(3, 5, 1, 5, 0), reverse=True),
+    "lengths-beyond-the-end": Case(3, 2, 24, lengths=(7, 2), reverse=True),
     "packed": Case(4, 9, 37, batch_sizes=(9, 3, 3, 1)),
     "packed-reverse": Case(4, 5, 40, batch_sizes=(5, 3, 3, 1), reverse=True),
     "reset": Case(6, 3, 38, reset=True),
