@@ -33,6 +33,11 @@
   "(Tensor? grad_new_h, Tensor? grad_new_c, Tensor h, Tensor? c, Tensor new_h, Tensor new_c, " \
   "Tensor saved) -> (Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h, Tensor grad_c)"
 
+// One step of few rows, products included; CPU, float32 and float64. x [N, I], state [N, H].
+#define SK_STEP                                                                                 \
+  "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h, " \
+  "Tensor? c, bool save) -> (Tensor new_h, Tensor new_c, Tensor saved)"
+
 STABLE_TORCH_LIBRARY(seqkernels, m) {
 #define SK_DEFINE(Type, name)                             \
   m.def(#name "_sequence" SK_SEQUENCE);                   \
@@ -42,9 +47,10 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
   SK_FOR_EACH_CELL(SK_DEFINE)
 #undef SK_DEFINE
   // gru_reset_before has a product inside its step, so it has no pointwise op.
-#define SK_DEFINE(name)         \
-  m.def(#name "_cell" SK_CELL); \
-  m.def(#name "_cell_backward" SK_CELL_BACKWARD);
+#define SK_DEFINE(name)                           \
+  m.def(#name "_cell" SK_CELL);                   \
+  m.def(#name "_cell_backward" SK_CELL_BACKWARD); \
+  m.def(#name "_step" SK_STEP);
   SK_DEFINE(lstm)
   SK_DEFINE(gru)
   SK_DEFINE(rnn_tanh)

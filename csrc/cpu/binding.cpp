@@ -1,6 +1,9 @@
 // The CPU ops: tensors checked and taken apart, results allocated, kernels run.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 #include <tuple>
 
@@ -12,8 +15,18 @@ namespace seqkernels {
 namespace cpu {
 namespace {
 
+// An uninitialised tensor of `like`'s dtype. Not new_empty: that goes through the dispatcher,
+// boxed, and costs a microsecond more, which shows in a cell.
 Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t k = sizes.size(); k-- > 1;)
+    strides[k - 1] = strides[k] * std::max<int64_t>(sizes[k], 1);
+  int32_t dtype;
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
 Tensor absent(const Tensor& like) { return make(like, {0}); }
 
@@ -136,8 +149,31 @@ struct Ops {
     f.c_n = c_n.mutable_data_ptr();
     if (kTwo && save) f.c_sequence = c_sequence.mutable_data_ptr();
     if (C::kSaved > 0 && save) f.saved = saved.mutable_data_ptr();
-    run_forward(f, shape.layout);
+    if (is_one_step(f, shape))
+      run_one_step(f, gates_x, output, h_n, c_n, c_sequence);
+    else
+      run_forward(f, shape.layout);
     return {output, h_n, c_n, c_sequence, saved};
+  }
+
+  // One step of few rows is a product and a cell: packing the weights would take most of its time.
+  static bool is_one_step(const Forward& f, const Shape& shape) {
+    const Layout& layout = shape.layout;
+    const Kernels& k = kernels(kCell, f.dtype);
+    return layout.steps == 1 && layout.batch <= kFewRows && !layout.lengths &&
+           !layout.batch_sizes && !f.reset && k.few_rows && k.cell;
+  }
+  static void run_one_step(const Forward& f, const Tensor& gates_x, Tensor& output, Tensor& h_n,
+                           Tensor& c_n, Tensor& c_sequence) {
+    const Kernels& k = kernels(kCell, f.dtype);
+    const int64_t N = f.batch, H = f.hidden;
+    Tensor gates_h = make(gates_x, {N, C::kGates * H});
+    void* gates = gates_h.mutable_data_ptr();
+    run_few_rows(k, {N, H, C::kGates * H, f.h_0, f.weight_hh, f.bias_hh, gates});
+    run_cell(k, {H, f.gates_x, gates, f.h_0, f.c_0, f.output, f.c_n, f.saved}, N);
+    std::memcpy(h_n.mutable_data_ptr(), output.const_data_ptr(), N * H * k.compute_size);
+    if (f.c_sequence)
+      std::memcpy(c_sequence.mutable_data_ptr(), c_n.const_data_ptr(), N * H * k.compute_size);
   }
 
   static Four sequence_backward(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
@@ -190,13 +226,47 @@ struct Ops {
     f.gates_h = a.pointer("gates_h", gates_h, {N, C::kGates * H});
     f.h = a.pointer("h", h, {N, H});
     f.c = a.pointer("c", c, {N, H});
-    Tensor new_h = make(gates_x, {N, H}), new_c = kTwo ? make(gates_x, {N, H}) : absent(gates_x);
+    return finish_cell(kernels(kCell, a.dtype()), f, gates_x, N, save);
+  }
+
+  static Three step(Tensor x, Tensor weight_ih, Tensor weight_hh, Optional bias_ih,
+                    Optional bias_hh, Tensor h, Optional c, bool save) {
+    const char* op = name("_step");
+    Arguments a(op, x);
+    STD_TORCH_CHECK(x.dim() == 2, op, ": expected x of size [N, I], got ", text(sizes_of(x)));
+    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    const int64_t N = x.size(0), I = x.size(1), H = h.size(1), rows = C::kGates * H;
+    const Kernels& k = kernels(kCell, a.dtype());
+    STD_TORCH_CHECK(k.few_rows, op, ": expected float32 or float64 tensors");
+    check_c(op, "c", c);
+    CellForward f{};
+    f.hidden = H;
+    f.h = a.pointer("h", h, {N, H});
+    f.c = a.pointer("c", c, {N, H});
+    Tensor gates = make(x, {2, N, rows});
+    char* gates_x = static_cast<char*>(gates.mutable_data_ptr());
+    char* gates_h = gates_x + N * rows * k.compute_size;
+    run_few_rows(
+        k, {N, I, rows, a.pointer("x", x, {N, I}), a.pointer("weight_ih", weight_ih, {rows, I}),
+            a.pointer("bias_ih", bias_ih, {rows}), gates_x});
+    run_few_rows(k, {N, H, rows, f.h, a.pointer("weight_hh", weight_hh, {rows, H}),
+                     a.pointer("bias_hh", bias_hh, {rows}), gates_h});
+    f.gates_x = gates_x;
+    f.gates_h = gates_h;
+    return finish_cell(k, f, x, N, save);
+  }
+
+  // Allocate the results of one step and run the cell.
+  static Three finish_cell(const Kernels& k, CellForward& f, const Tensor& like, int64_t N,
+                           bool save) {
+    const int64_t H = f.hidden;
     const bool keep = C::kSaved > 0 && save;
-    Tensor saved = keep ? make(gates_x, {N, C::kSaved * H}) : absent(gates_x);
+    Tensor new_h = make(like, {N, H}), new_c = kTwo ? make(like, {N, H}) : absent(like);
+    Tensor saved = keep ? make(like, {N, C::kSaved * H}) : absent(like);
     f.new_h = new_h.mutable_data_ptr();
     f.new_c = new_c.mutable_data_ptr();
     if (keep) f.saved = saved.mutable_data_ptr();
-    run_cell(kernels(kCell, a.dtype()), f, N);
+    run_cell(k, f, N);
     return {new_h, new_c, saved};
   }
 
@@ -247,6 +317,7 @@ STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) {
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 #define SK_IMPL(Type, name)                                            \
+  m.impl(#name "_step", TORCH_BOX((&Ops<Type, Cell::k##Type>::step))); \
   m.impl(#name "_cell", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell))); \
   m.impl(#name "_cell_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell_backward)));
   SK_IMPL(Lstm, lstm)

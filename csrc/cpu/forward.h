@@ -81,20 +81,18 @@ struct ForwardKernel {
     T* to_bias = const_cast<T*>(bias<kStageGates, kGate>(f, p));
     for (int64_t column = 0; column < width; column += kLanes) {
       const int64_t gate = kGate + column / kUnits, j0 = p * kUnits + column % kUnits;
-      alignas(64) T block[kLanes][kLanes];
       for (int64_t k = 0; k < H; k += kLanes) {
         const int64_t n = H - k < kLanes ? H - k : kLanes;
+        V block[kLanes];
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          if (j0 + lane >= H) {
-            store(block[lane], V(T(0)));
-          } else {
-            const S* row = weight + (gate * H + j0 + lane) * H + k;
-            store(block[lane], n == kLanes ? load(row) : load<false>(row, n));
-          }
+          const S* row = weight + (gate * H + j0 + lane) * H + k;
+          if (j0 + lane >= H)
+            block[lane] = V(T(0));
+          else
+            block[lane] = n == kLanes ? load(row) : load<false>(row, n);
         }
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t lane = 0; lane < kLanes; ++lane)
-            to[(k + i) * width + column + lane] = block[lane][i];
+        transpose(block);
+        for (int64_t i = 0; i < n; ++i) store(to + (k + i) * width + column, block[i]);
       }
       const int64_t n = H - j0 < 0 ? 0 : H - j0 < kLanes ? H - j0 : kLanes;
       const S* from = static_cast<const S*>(f.bias_hh);

@@ -71,6 +71,13 @@ struct CellBackward {
   void *grad_gates_x, *grad_gates_h, *grad_h, *grad_c;
 };
 
+// A product of few rows with weights as torch stores them.
+struct FewRows {
+  int64_t rows, depth, count;
+  const void *a, *weight, *bias;  // bias [count] or null
+  void* out;
+};
+
 // Phases before and after the steps: load the state (and pack), store the state.
 constexpr int64_t kForwardEnds = 2;
 // Load; gather the rows that ended early; the product that gives grad_h_0.
@@ -87,6 +94,9 @@ struct Kernels {
   void (*backward)(const Backward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
   void (*cell)(const CellForward&, int64_t row0, int64_t row1);  // null for gru_reset_before
   void (*cell_backward)(const CellBackward&, int64_t row0, int64_t row1);
+  // Columns c0 to c1 of out [rows, count] = a [rows, depth] weight [count, depth]^T + bias; null
+  // where the compute type is not the storage type.
+  void (*few_rows)(const FewRows&, int64_t c0, int64_t c1);
 };
 
 // The kernels of the chosen instruction set.

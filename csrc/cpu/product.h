@@ -4,6 +4,8 @@
 // depth, or over a slice of it that keeps the panel's slice in the first-level cache while every
 // block of rows passes over it.
 #pragma once
+#include <utility>
+
 #include "vec.h"
 
 namespace seqkernels {
@@ -60,6 +62,38 @@ void tile(const T* a, int64_t stride, const T* b, int64_t depth, T* out, bool ad
       for (int c = 1; c < kChains; ++c) total = total + sum[c][r][v];
       store(out + r * kWidth + v * kLanes, total);
     }
+}
+
+// The lanes of a and b by turns: of their first halves, or from `from` = lanes / 2 of their second.
+template <typename Raw, int kFrom, int... i>
+SK_ALWAYS Raw interleave(Raw a, Raw b, std::integer_sequence<int, i...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (kFrom + i / 2 + i % 2 * int(sizeof...(i)))...);
+#else
+  Raw result;
+  for (int lane = 0; lane < int(sizeof...(i)); ++lane)
+    result[lane] = lane % 2 ? b[kFrom + lane / 2] : a[kFrom + lane / 2];
+  return result;
+#endif
+}
+
+// Transpose a square of lanes x lanes values: every round doubles the runs of one column.
+template <typename T>
+SK_ALWAYS void transpose(Vec<T>* v) {
+  using Raw = typename Vec<T>::Raw;
+  constexpr int kLanes = Vec<T>::kLanes, kHalf = kLanes / 2;
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec<T> next[kLanes];
+#pragma GCC unroll 8
+    for (int k = 0; k < kHalf; ++k) {
+      next[2 * k] = interleave<Raw, 0>(v[k].v, v[k + kHalf].v, Lanes());
+      next[2 * k + 1] = interleave<Raw, kHalf>(v[k].v, v[k + kHalf].v, Lanes());
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes; ++k) v[k] = next[k];
+  }
 }
 
 // Rows of one call of `product`: what its caller reserves in `out`.

@@ -224,6 +224,17 @@ void over_rows(int64_t rows, int64_t hidden, const Body& body) {
 }
 }  // namespace
 
+void run_few_rows(const Kernels& kernels, const FewRows& f) {
+  // A thread reads at least half a megabyte of weights.
+  const int64_t grain =
+      std::max<int64_t>(8, kResidentBytes / std::max<int64_t>(f.depth * kernels.compute_size, 1));
+  if (f.count <= grain) return kernels.few_rows(f, 0, f.count);
+  // Runs of eight columns, as the kernel takes them: their bounds do not depend on the threads.
+  torch::stable::parallel_for(0, (f.count + 7) / 8, grain / 8, [&](int64_t begin, int64_t end) {
+    kernels.few_rows(f, begin * 8, std::min(end * 8, f.count));
+  });
+}
+
 void run_cell(const Kernels& kernels, const CellForward& f, int64_t rows) {
   over_rows(rows, f.hidden, [&](int64_t row0, int64_t row1) { kernels.cell(f, row0, row1); });
 }

@@ -3,11 +3,23 @@
 #pragma once
 #include "backward.h"
 #include "cell.h"
+#include "decode_product.h"
 #include "forward.h"
 
 namespace seqkernels {
 namespace cpu {
 namespace SK_ISA {
+
+template <typename T>
+void few_rows(const FewRows& f, int64_t c0, int64_t c1) {
+  T* out = static_cast<T*>(f.out);
+  dots(static_cast<const T*>(f.a), f.depth, f.rows, static_cast<const T*>(f.weight) + c0 * f.depth,
+       f.depth, c1 - c0, out + c0, f.count);
+  if (f.bias == nullptr) return;
+  const T* bias = static_cast<const T*>(f.bias);
+  for (int64_t r = 0; r < f.rows; ++r)
+    for (int64_t c = c0; c < c1; ++c) out[r * f.count + c] += bias[c];
+}
 
 template <typename C, typename S>
 constexpr Kernels make_kernels() {
@@ -22,6 +34,7 @@ constexpr Kernels make_kernels() {
   k.forward = F::run;
   k.pack_backward = B::pack;
   k.backward = B::run;
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) k.few_rows = few_rows<S>;
   if constexpr (!F::kBefore) {
     k.cell = CellKernel<C, S>::forward;
     k.cell_backward = CellKernel<C, S>::backward;

@@ -1,10 +1,11 @@
 """Fake tensors and autograd for every op of `torch.ops.seqkernels`.
 
-Three families, for every cell:
+Four families, for every cell:
 
 * `<cell>_cell`: one pointwise step (cell.py).
 * `<cell>_sequence`, `_sequence_persistent`, `_sequence_triton`: the recurrence of one layer in one
   direction (sequence.py). csrc/ops.cpp describes schemas and shapes.
+* `<cell>_step`: one step with its products, for the CPU (step.py).
 * `<cell>_layer`: input projection and recurrence together (layer.py). It exists for its backward:
   the large products for the input and the weights stand there once for every backend, and the
   projected input need not be kept.
@@ -20,6 +21,7 @@ from .cell import register_cell
 from .layer import register_layer
 from .registry import defined, get
 from .sequence import register_sequence
+from .step import register_step
 
 __all__ = ["defined", "get", "register_cell", "register_sequence"]
 
@@ -29,4 +31,5 @@ for _spec in CELLS.values():
         register_sequence(_spec, "_persistent")
         if _spec.pointwise:
             register_cell(_spec, "")
+            register_step(_spec)
     register_layer(_spec)

@@ -10,10 +10,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
-from ..cells import CELLS
-from .registry import differentiable_grads, get
+from ..cells import CELLS, CellSpec
+from .gemm import linear, matmul
+from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get
+from .weights import rows_product
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+# Rows up to which one op that reads the weights as they are beats two products made for many rows.
+_FEW_ROWS = 2
+
+
+def register_step(spec: CellSpec) -> None:
+    """Register the fake of `<cell>_step`, which has no derivative of its own."""
+
+    def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save):
+        return (
+            torch.empty_like(h),
+            torch.empty_like(h) if spec.states == 2 else absent(h),
+            h.new_empty(h.shape[0], spec.saved * h.shape[1]) if save and spec.saved else absent(h),
+        )
+
+    torch.library.register_fake(f"{NAMESPACE}::{spec.name}_step", fake, lib=LIBRARY)
+
+
+def _products_and_cell(name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save):
+    """(new_h, new_c, saved), below autograd."""
+    few = x.shape[0] <= _FEW_ROWS and x.dtype in (torch.float32, torch.float64)
+    if few and x.device.type == "cpu":
+        return get(f"{name}_step")(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save)
+    gates_x, gates_h = linear(x, weight_ih, bias_ih), linear(h, weight_hh, bias_hh)
+    return get(f"{name}_cell")(gates_x, gates_h, h, c, save)
 
 
 def infer(
@@ -27,12 +53,9 @@ def infer(
 ) -> tuple[Tensor, ...]:
     """The new state, each [N, H], of one step on x [N, I], without a way back."""
     with _below_autograd():
-        new_h, new_c, _ = get(f"{name}_cell")(
-            F.linear(x, weight_ih, bias_ih),
-            F.linear(state[0], weight_hh, bias_hh),
-            state[0],
-            state[1] if len(state) == 2 else None,
-            False,
+        c = state[1] if len(state) == 2 else None
+        new_h, new_c, _ = _products_and_cell(
+            name, x, weight_ih, weight_hh, bias_ih, bias_hh, state[0], c, False
         )
     return (new_h, new_c) if len(state) == 2 else (new_h,)
 
@@ -44,9 +67,9 @@ class Step(torch.autograd.Function):
     def forward(ctx, name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c=None):
         """Compute the step and keep what its backward needs."""
         with _below_autograd():
-            gates_x = F.linear(x, weight_ih, bias_ih)
-            gates_h = F.linear(h, weight_hh, bias_hh)
-            new_h, new_c, saved = get(f"{name}_cell")(gates_x, gates_h, h, c, True)
+            new_h, new_c, saved = _products_and_cell(
+                name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, True
+            )
         ctx.name = name
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, new_h, new_c, saved)
@@ -74,14 +97,14 @@ class Step(torch.autograd.Function):
             if need[6]:
                 # Only the GRU's h enters its step by itself, beside the product. A sum that starts
                 # from it, as addmm's, loses more bits than one that ends with it.
-                product = grad_h_gates @ weight_hh
+                product = matmul(grad_h_gates, weight_hh)
                 grad_h = grad_h.add_(product) if separate else product
             grad_bias_ih = grad_x.sum(0) if need[4] or need[5] and not separate else None
             return (
                 None,
-                grad_x @ weight_ih if need[1] else None,
-                grad_x.t() @ x if need[2] else None,
-                grad_h_gates.t() @ h if need[3] else None,
+                matmul(grad_x, weight_ih) if need[1] else None,
+                rows_product(grad_x, x) if need[2] else None,
+                rows_product(grad_h_gates, h) if need[3] else None,
                 grad_bias_ih if need[4] else None,
                 (grad_h_gates.sum(0) if separate else grad_bias_ih) if need[5] else None,
                 grad_h if need[6] else None,
