@@ -27,8 +27,7 @@ void tile(const T* a, int64_t stride, const T* b, int64_t depth, T* out, bool ad
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[c][r][v] = add && c == 0 ? load(out + r * kWidth + v * kLanes) : V(T(0));
+      for (int v = 0; v < kVectors; ++v) sum[c][r][v] = V(T(0));
   int64_t k = 0;
   for (; k + kChains <= depth; k += kChains) {
 #pragma GCC unroll 4
@@ -60,7 +59,8 @@ void tile(const T* a, int64_t stride, const T* b, int64_t depth, T* out, bool ad
       V total = sum[0][r][v];
 #pragma GCC unroll 4
       for (int c = 1; c < kChains; ++c) total = total + sum[c][r][v];
-      store(out + r * kWidth + v * kLanes, total);
+      T* to = out + r * kWidth + v * kLanes;
+      store(to, add ? load(to) + total : total);
     }
 }
 
@@ -105,8 +105,10 @@ void product(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth
   constexpr int kMaxRows = kAccumulators / kVectors;
   constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
   const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
-  // A slice of the panel takes 24 KB of the first-level cache.
-  const int64_t slice = blocks > 1 ? 24576 / (kVectors * kBytes) : depth;
+  // A slice of the panel takes 24 KB of the first-level cache. Each is summed by itself: the error
+  // of a sum grows with the number of terms added one after another, so one block too goes in
+  // slices.
+  const int64_t slice = blocks > 1 ? 24576 / (kVectors * kBytes) : 256;
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t n = depth - k < slice ? depth - k : slice;
     for (int64_t block = 0; block < blocks; ++block) {
