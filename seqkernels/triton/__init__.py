@@ -11,6 +11,8 @@ from . import ops  # noqa: F401  (defines the ops)
 
 __all__ = ["can_run"]
 
+# Looked up once: the compiler of torch traces `can_run`, and cannot trace a search for modules.
+_INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -24,7 +26,7 @@ def can_run(call) -> str | None:
         return f"the Triton kernels compute in float32; {call.dtype} is not among their dtypes"
     if call.device.type != "cuda":
         return f"the Triton kernels run on cuda, the input is on {call.device.type}"
-    if find_spec("triton") is None:
+    if not _INSTALLED:
         return "triton is not installed"
     if torch.version.hip is not None:
         return "the Triton kernels were checked for NVIDIA GPUs alone"

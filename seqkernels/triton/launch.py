@@ -36,9 +36,10 @@ def row_layout(
     offsets = batch_sizes.cumsum(0) - batch_sizes
     # Row n is as long as there are steps with more than n rows.
     ends = steps - torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
-    # One copy to the device instead of two.
-    both = torch.cat((offsets, ends)).to(device, non_blocking=True)
-    return both[steps:], both[:steps]
+    # One copy to the device, not two. The second part begins at an even place: Triton compiles
+    # anew for a pointer that is not aligned to 16 bytes.
+    both = torch.cat((offsets, offsets[: steps % 2], ends)).to(device, non_blocking=True)
+    return both[steps + steps % 2 :], both[:steps]
 
 
 def forward(
@@ -87,8 +88,9 @@ def forward(
                 results = (_scratch(chosen, cell, h_0), output, h_n, c_n, c_sequence, saved)
                 kernels.forward_kernel[grid](*inputs, *state, *rows, *results, *sizes, **options)
             else:
-                floats = h_0.new_empty(2, batch, hidden_size, dtype=torch.float32)
-                results = (*floats, h_0.new_empty(batch, hidden_size), output, h_n, saved)
+                # h and z in float32, r * h in the storage dtype.
+                floats = (torch.empty_like(inputs[3], dtype=torch.float32) for _ in range(2))
+                results = (*floats, torch.empty_like(inputs[3]), output, h_n, saved)
                 reset_before.forward_kernel[grid](*inputs, *rows, *results, *sizes, **options)
 
         _launch(run, plan, cell, "forward", batch, hidden_size, output)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,16 +84,16 @@ def test_the_launch_refuses_a_plan_that_could_hang():
 
 
 def call(**changes):
-    base = dispatch.Call(
-        cell="lstm",
-        device=torch.device("cuda"),
-        dtype=torch.float16,
-        steps=3,
-        batch=2,
-        hidden_size=8,
-        input_size=8,
-    )
-    return replace(base, **changes)
+    facts = {
+        "cell": "lstm",
+        "device": torch.device("cuda"),
+        "dtype": torch.float16,
+        "steps": 3,
+        "batch": 2,
+        "hidden_size": 8,
+        "input_size": 8,
+    }
+    return dispatch.Call(**(facts | changes))
 
 
 def test_can_run_gives_reasons(monkeypatch):
@@ -105,7 +104,7 @@ def test_can_run_gives_reasons(monkeypatch):
     assert "7.5" in can_run(call())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert can_run(call()) is None
-    monkeypatch.setattr(seqkernels.triton, "find_spec", lambda name: None)
+    monkeypatch.setattr(seqkernels.triton, "_INSTALLED", False)
     assert can_run(call()) == "triton is not installed"
 
 
