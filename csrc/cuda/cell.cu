@@ -2,7 +2,7 @@
 // A thread owns V neighbouring hidden units of one row (V = 4, or 1 where sizes do not divide).
 // Nothing stays on chip: all state passes through memory once.
 // There is no synchronisation; launches on one stream follow each other.
-// bench/results/<device>/cell.json compares it with torch's own fused cells.
+// bench/results/<device>/cells.json will compare it with torch's own fused cells.
 //
 // Limitations: contiguous tensors; at most 2^31 blocks of 256 threads.
 #include "elements.h"

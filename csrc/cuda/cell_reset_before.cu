@@ -3,7 +3,7 @@
 // A thread owns one hidden unit of one row.
 // Nothing stays on chip: all state passes through memory once.
 // There is no synchronisation; launches on one stream follow each other.
-// bench/results/<device>/sequence.json: the stepwise schedule of gru_reset_before, which no other
+// bench/results/<device>/standard.json: the stepwise schedule of gru_reset_before, which no other
 // library has.
 //
 // Limitations: contiguous tensors; not vectorised.

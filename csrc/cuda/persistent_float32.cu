@@ -2,7 +2,8 @@
 // A block owns hidden units with all their gates; a warp a tile of 16 gate rows and part of k.
 // Recurrent weights stay in registers and shared memory, h and c (or their gradients) in registers.
 // Blocks of a group exchange h (or gate gradients) every step: in a cluster, or by flagged words.
-// bench/results/<device>/layer.json compares it with cuDNN; plan.h decides shapes and refuses.
+// bench/results/<device>/standard.json will compare it with cuDNN; plan.h decides shapes and
+// refuses.
 //
 // Limitations: one layer and direction a launch; a slice of the exchanged values of a whole group
 // must fit in shared memory (the backward exchanges G times as much as the forward); at most 1024
