@@ -63,6 +63,9 @@ def test_without_a_compiler_the_reference_still_works(tmp_path):
     report = json.loads((project / "seqkernels/_build.json").read_text())
     assert not report["compiled"] and "no-such-compiler" in report["reason"]
     code = (
+        # An editable installation would find the compiled module of this checkout.
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
         "import torch, seqkernels\n"
         "from seqkernels import info\n"
         "print(info.report())\n"
