@@ -119,23 +119,16 @@ def _onednn_preferred(call: Call) -> bool:
     return call.batch > 16
 
 
-def _persistent(call: Call) -> str | None:
-    if _extension.C is None:
-        return f"the compiled module is missing: {_extension.REASON}"
-    if not _extension.C.with_cuda:
-        return "the extension was compiled without CUDA"
-    reason = _compiled(call)
-    if reason is None and hasattr(_extension.C, "persistent_refusal"):
-        reason = _extension.C.persistent_refusal(call)
-    return reason
-
-
 def _stepwise(call: Call) -> str | None:
     if _extension.C is None:
         return f"the compiled module is missing: {_extension.REASON}"
     if not _extension.C.with_cuda:
         return "the extension was compiled without CUDA"
     return _compiled(call)
+
+
+def _persistent(call: Call) -> str | None:
+    return _stepwise(call) or _extension.C.persistent_refusal(call)
 
 
 def _triton(call: Call) -> str | None:
