@@ -33,6 +33,7 @@ TORCH_SOURCES = [  # with the stable-ABI headers of torch
     "csrc/ops.cpp",
     "csrc/cpu/binding.cpp",
     "csrc/cpu/schedule.cpp",
+    "csrc/cpu/rows_product.cpp",
     "csrc/decode_ops.cpp",
     "csrc/cpu/decode.cpp",
 ]

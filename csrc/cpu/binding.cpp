@@ -1,5 +1,4 @@
 // The CPU ops: tensors checked and taken apart, results allocated, kernels run.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -7,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "allocate.h"
 #include "checks.h"
 #include "kernels.h"
 #include "schedule.h"
@@ -14,21 +14,6 @@
 namespace seqkernels {
 namespace cpu {
 namespace {
-
-// An uninitialised tensor of `like`'s dtype. Not new_empty: that goes through the dispatcher,
-// boxed, and costs a microsecond more, which shows in a cell.
-Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t k = sizes.size(); k-- > 1;)
-    strides[k - 1] = strides[k] * std::max<int64_t>(sizes[k], 1);
-  int32_t dtype;
-  AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
-}
-Tensor absent(const Tensor& like) { return make(like, {0}); }
 
 std::vector<int64_t> with_columns(std::vector<int64_t> rows, int64_t columns) {
   rows.push_back(columns);

@@ -78,6 +78,18 @@ struct FewRows {
   void* out;
 };
 
+// out [sum of columns, width] = (the gradients side by side)^T (the parts of x on one another).
+struct RowsProduct {
+  int64_t rows, width, parts;
+  const void* const* grads;  // [parts] each [rows, columns], rows `strides` apart
+  const int64_t *columns, *strides;
+  const void* const* x;   // each [x_rows, width]
+  const int64_t* x_rows;  // adding up to rows
+  void* out;
+};
+// Rows of a block, and columns of x packed at a time: half a second-level cache in float32.
+constexpr int64_t kRowsProductBlock = 128, kRowsProductWidth = 1024;
+
 // Phases before and after the steps: load the state (and pack), store the state.
 constexpr int64_t kForwardEnds = 2;
 // Load; gather the rows that ended early; the product that gives grad_h_0.
@@ -97,6 +109,9 @@ struct Kernels {
   // Columns c0 to c1 of out [rows, count] = a [rows, depth] weight [count, depth]^T + bias; null
   // where the compute type is not the storage type.
   void (*few_rows)(const FewRows&, int64_t c0, int64_t c1);
+  // Panels of the gradients' columns, and the sums of panels p0 to p1; null where few_rows is.
+  int64_t (*rows_product_panels)(const RowsProduct&);
+  void (*rows_product)(const RowsProduct&, int64_t p0, int64_t p1, void* workspace);
 };
 
 // The kernels of the chosen instruction set.

@@ -5,6 +5,7 @@
 #include "cell.h"
 #include "decode_product.h"
 #include "forward.h"
+#include "rows_product.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -34,7 +35,11 @@ constexpr Kernels make_kernels() {
   k.forward = F::run;
   k.pack_backward = B::pack;
   k.backward = B::run;
-  if constexpr (sizeof(S) == sizeof(Compute<S>)) k.few_rows = few_rows<S>;
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    k.few_rows = few_rows<S>;
+    k.rows_product_panels = RowsProductKernel<S>::panels;
+    k.rows_product = RowsProductKernel<S>::run;
+  }
   if constexpr (!F::kBefore) {
     k.cell = CellKernel<C, S>::forward;
     k.cell_backward = CellKernel<C, S>::backward;

@@ -120,25 +120,31 @@ SK_ALWAYS Vec<float> exp_(Vec<float> a) {
   return e.scale * e.rest + e.scale;
 }
 
-// a / b where b is neither small nor huge, rounded as well as a division that takes three times as
-// long: an estimate of 14 bits and one step that uses its remainder.
-SK_ALWAYS Floats quotient(Floats a, Floats b) {
+// a / (b + low) where b is neither small nor huge and low its rounding error, rounded as well as a
+// division that takes three times as long: an estimate of 14 bits and one step that uses its
+// remainder.
+SK_ALWAYS Floats quotient(Floats a, Floats b, Floats low) {
 #if defined(__AVX512F__)
+  // The masked form: the plain one reads an undefined vector, which GCC 12 warns of.
   const Floats estimate = _mm512_maskz_rcp14_ps(0xffff, b), q = a * estimate;
-  return q + (a - q * b) * estimate;
+  return q + ((a - q * b) - q * low) * estimate;
+#elif defined(__FMA__)
+  const Floats q = a / b;
+  return q + ((a - q * b) - q * low) / b;
 #else
-  return a / b;
+  const Floats q = a / b;
+  return q - q * (low / b);
 #endif
 }
 SK_ALWAYS Vec<float> sigmoid(Vec<float> x) {
   const Exponential e = exponential(-x.v);
-  return quotient(Floats{} + 1.0f, e.scale * e.rest + (e.scale + 1.0f));
+  return quotient(Floats{} + 1.0f, e.scale * e.rest + (e.scale + 1.0f), Floats{});
 }
 // tanh(x) = m / (m + 2) with m = exp(2x) - 1, which does not cancel: near zero scale is 1.
 SK_ALWAYS Vec<float> tanh_(Vec<float> x) {
   const Exponential e = exponential(x.v + x.v);
-  const Floats m = e.scale * e.rest + (e.scale - 1.0f);
-  return quotient(m, m + 2.0f);
+  const Floats m = e.scale * e.rest + (e.scale - 1.0f), sum = m + 2.0f;
+  return quotient(m, sum, m - (sum - 2.0f));
 }
 
 // The same in double; the Taylor series of degree 13 leaves 4e-18 at |r| = log(2) / 2.

@@ -1,6 +1,7 @@
 """Fake tensors and autograd for every op of `torch.ops.seqkernels`.
 
-Four families, for every cell:
+Four families, for every cell, and `rows_product`, the gradient of a weight on the CPU
+(weights.py):
 
 * `<cell>_cell`: one pointwise step (cell.py).
 * `<cell>_sequence`, `_sequence_persistent`, `_sequence_triton`: the recurrence of one layer in one
@@ -22,9 +23,12 @@ from .layer import register_layer
 from .registry import defined, get
 from .sequence import register_sequence
 from .step import register_step
+from .weights import register_rows_product
 
 __all__ = ["defined", "get", "register_cell", "register_sequence"]
 
+if _extension.C is not None:
+    register_rows_product()
 for _spec in CELLS.values():
     if _extension.C is not None:
         register_sequence(_spec, "")

@@ -73,7 +73,7 @@ def register_layer(spec: CellSpec) -> None:
             grad_bias_ih, grad_bias_hh = bias_grads(spec, grad_gates, grad_h)
         return (
             matmul(rows, weight_ih).view(x.shape) if need[0] else None,
-            rows_product(rows, x.flatten(0, -2)) if need[1] else None,
+            rows_product((rows,), (x.flatten(0, -2),)) if need[1] else None,
             weight_hh_grad(spec, grad_gates, grad_h, saved, h_0, output, *layout)
             if need[2]
             else None,

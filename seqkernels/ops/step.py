@@ -103,8 +103,8 @@ class Step(torch.autograd.Function):
             return (
                 None,
                 matmul(grad_x, weight_ih) if need[1] else None,
-                rows_product(grad_x, x) if need[2] else None,
-                rows_product(grad_h_gates, h) if need[3] else None,
+                rows_product((grad_x,), (x,)) if need[2] else None,
+                rows_product((grad_h_gates,), (h,)) if need[3] else None,
                 grad_bias_ih if need[4] else None,
                 (grad_h_gates.sum(0) if separate else grad_bias_ih) if need[5] else None,
                 grad_h if need[6] else None,

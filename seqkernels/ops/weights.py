@@ -4,11 +4,14 @@ Every backend's backward gives the gradients of the pre-activations; what follow
 same for all and stands here.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..cells import CellSpec
-from .gemm import matmul
+from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
 
 
 def fold_bias(
@@ -57,54 +60,61 @@ def _previous_h_packed(h_0: Tensor, output: Tensor, batch_sizes: Tensor, reverse
     return torch.cat(pieces)
 
 
-def _slices(
+def _entering_h(
     h_0: Tensor,
     output: Tensor,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-) -> list[tuple[slice, Tensor]]:
-    """(rows of the gate gradients, the hidden state that entered them), covering all steps.
+) -> list[Tensor]:
+    """The hidden states that entered all steps, in order, in pieces of [rows, H].
 
-    In the plain case the states are views of `output`, so nothing of the length of the sequence is
-    copied.
+    In the plain case the pieces are views of h_0 and `output`, so nothing of the length of the
+    sequence is copied.
     """
     if batch_sizes is not None:
-        return [(slice(None), _previous_h_packed(h_0, output, batch_sizes, reverse))]
+        return [_previous_h_packed(h_0, output, batch_sizes, reverse)]
     if reset is not None or (reverse and lengths is not None):
-        return [(slice(None), _previous_h(h_0, output, lengths, reset, reverse).flatten(0, 1))]
-    steps, rows = output.shape[:2]
-    last = (steps - 1) * rows
+        return [_previous_h(h_0, output, lengths, reset, reverse).flatten(0, 1)]
     if reverse:
-        return [(slice(last, None), h_0), (slice(0, last), output[1:].flatten(0, 1))]
-    return [(slice(0, rows), h_0), (slice(rows, None), output[:-1].flatten(0, 1))]
+        return [output[1:].flatten(0, 1), h_0]
+    return [h_0, output[:-1].flatten(0, 1)]
 
 
-# Rows, as a share of grad's columns, from which turning the product pays for turning it back.
-_TURNED_ROWS = 0.25
+def register_rows_product() -> None:
+    """Register the fake of `rows_product`, which has no derivative of its own."""
+
+    def fake(grads, x):
+        return grads[0].new_empty(sum(grad.shape[1] for grad in grads), x[0].shape[1])
+
+    torch.library.register_fake(f"{NAMESPACE}::rows_product", fake, lib=LIBRARY)
+    register_no_derivative("rows_product")
 
 
-def rows_product(grad: Tensor, x: Tensor) -> Tensor:
-    """grad^T x, the sum over all rows of grad [R, G*H] and x [R, I]: [G*H, I].
+def rows_product(grads: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    """The gradient of a weight: grad^T x, summed over all rows, without derivatives.
 
-    With many rows it is formed as (x^T grad)^T: oneDNN is up to 1.3 times as fast, with two threads
-    1.6 times, where the second operand has the more columns; turning the result back then costs a
-    hundredth of the product. For fewer than 12 columns of x MKL also adds the float32 products up
-    one after another: over 4000 rows the error is 1.1e-6, and 2.7e-7 with the operands swapped.
+    Args:
+        grads: gradients of the pre-activations side by side, each [R, M].
+        x: inputs one on another, together [R, K].
+
+    Returns:
+        [sum of M, K].
     """
-    columns, width = grad.shape[1], x.shape[1]
-    if width < columns and (width < 12 or grad.shape[0] >= _TURNED_ROWS * columns):
-        return matmul(x.t(), grad).t().contiguous()
-    return matmul(grad.t(), x)
-
-
-def _product(grad: Tensor, slices: list[tuple[slice, Tensor]]) -> Tensor:
-    """Sum over the slices of grad[rows]^T h."""
-    (rows, h), *rest = slices
-    total = rows_product(grad[rows], h)
-    for rows, h in rest:
-        total += rows_product(grad[rows], h)
+    grad = grads[0]
+    if (
+        _extension.C is not None
+        and grad.device.type == "cpu"
+        and grad.dtype in (torch.float32, torch.float64)
+    ):
+        return get("rows_product")(grads, x)
+    whole = grads[0] if len(grads) == 1 else torch.cat(tuple(grads), 1)
+    total, row = None, 0
+    for part in x:
+        product = whole[row : row + part.shape[0]].t() @ part
+        total = product if total is None else total + product
+        row += part.shape[0]
     return total
 
 
@@ -122,17 +132,21 @@ def weight_hh_grad(
 ) -> Tensor:
     """grad_weight_hh, [G*H, H], from the gate gradients of all steps."""
     hidden_size = output.shape[-1]
-    slices = _slices(h_0, output, lengths, batch_sizes, reset, reverse)
+    h = _entering_h(h_0, output, lengths, batch_sizes, reset, reverse)
     grad = grad_gates_x.flatten(0, -2)
     if spec.separate_hidden:  # the n columns see r * (U_n h + b_n)
-        grad_n, slices_n = grad_gates_h.flatten(0, -2), slices
-    elif not spec.pointwise:  # the n columns multiply r * h
-        r = saved.flatten(0, -2)[:, :hidden_size]
-        grad_n = grad[:, 2 * hidden_size :]
-        slices_n = [(rows, r[rows] * h) for rows, h in slices]
-    else:
-        return _product(grad, slices)
-    return torch.cat((_product(grad[:, : 2 * hidden_size], slices), _product(grad_n, slices_n)))
+        return rows_product((grad[:, : 2 * hidden_size], grad_gates_h.flatten(0, -2)), h)
+    if spec.pointwise:
+        return rows_product((grad,), h)
+    # The n columns multiply r * h.
+    reset_gates = saved.flatten(0, -2)[:, :hidden_size].split([part.shape[0] for part in h])
+    reset_h = [r * part for r, part in zip(reset_gates, h, strict=True)]
+    return torch.cat(
+        (
+            rows_product((grad[:, : 2 * hidden_size],), h),
+            rows_product((grad[:, 2 * hidden_size :],), reset_h),
+        )
+    )
 
 
 def bias_grads(spec: CellSpec, grad_gates_x: Tensor, grad_gates_h: Tensor) -> tuple[Tensor, Tensor]:
