@@ -2,8 +2,13 @@
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map, tree_map_only
 
 from . import dispatch
 
@@ -19,6 +24,17 @@ def _describe(call: dispatch.Call) -> str:
     return " ".join([call.cell, sizes, dtype, call.device.type, *options])
 
 
+def _fake(mode: FakeTensorMode, value):
+    """`value` with fake tensors; a packed sequence keeps its batch sizes, which say what is run."""
+    if not isinstance(value, PackedSequence):
+        return tree_map_only(torch.Tensor, mode.from_tensor, value)
+    data, batch_sizes, *order = value
+    sizes = mode.fake_tensor_converter.from_real_tensor(mode, batch_sizes, make_constant=True)
+    return PackedSequence(
+        mode.from_tensor(data), sizes, *tree_map_only(torch.Tensor, mode.from_tensor, order)
+    )
+
+
 def explain(module: nn.Module, *inputs, **keywords) -> str:
     """Say which backend would run each recurrent call of `module(*inputs, **keywords)`.
 
@@ -27,7 +43,7 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
 
     Args:
         module: a layer of `seqkernels`, or a model that contains some.
-        inputs: the positional arguments of its forward, tensors of the real shapes.
+        inputs: the positional arguments of its forward, tensors of the real shapes, or packed.
         keywords: its keyword arguments.
 
     Returns:
@@ -35,13 +51,22 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
         backend; and why each backend tried before it cannot run the call.
 
     Raises:
-        RuntimeError: a backend that the user has named cannot run a call.
+        RuntimeError: a backend that the user has named cannot run a call, or the module does what
+            depends on the values of a tensor, such as packing a sequence.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, dispatch.recording() as calls:
-        fake_inputs, fake_keywords = tree_map_only(
-            torch.Tensor, mode.from_tensor, (inputs, keywords)
+        fake_inputs, fake_keywords = tree_map(
+            lambda value: _fake(mode, value),
+            (inputs, keywords),
+            is_leaf=lambda value: isinstance(value, PackedSequence),
         )
-        module(*fake_inputs, **fake_keywords)
+        try:
+            module(*fake_inputs, **fake_keywords)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise RuntimeError(
+                "explain follows shapes alone, and the module reads the values of a tensor "
+                f"({error.func}): ask about the layers it calls, with inputs of their shapes"
+            ) from error
     if not calls:
         return "no recurrent layer of seqkernels was called"
     return "\n".join(

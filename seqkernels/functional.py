@@ -94,6 +94,11 @@ def sequence(
             which.
     """
     spec = CELLS[cell]
+    plain = lengths is None and batch_sizes is None and reset is None and not return_c_sequence
+    if plain and backend is None and spec.pointwise and x.shape[0] == 1 and _plain(x):
+        # One step, as a model that runs live takes them: no weights are packed for it.
+        state = _plain_cell(cell, x[0], state, weight_ih, weight_hh, bias_ih, bias_hh)
+        return state[0].unsqueeze(0), state, None
     # fmt: off
     x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
         x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)

@@ -135,11 +135,6 @@ def test_fake_tensors(kind, options):
     assert [f.shape for f in found] == [e.shape for e in expected]
 
 
-def test_explain_names_the_backend():
-    text = seqkernels.explain(seqkernels.GRU(5, 6, 2, bidirectional=True), _input("GRU"))
-    assert text.count("gru T=4 N=3") == 4 and text.count("native") == 4
-
-
 def test_trio_is_exported_alike():
     """The exported program of a converted torch layer is that of ours."""
     ours, theirs, _ = trio("GRU", 5, 6, dtype=torch.float32)
