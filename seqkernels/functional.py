@@ -13,7 +13,7 @@ from .cells import CELLS, CellSpec
 from .ops.gemm import linear
 from .ops.layer import EAGER
 from .ops.sequence import reference_sequence
-from .ops.step import Step, infer
+from .ops.step import FEW_ROWS, Step, infer
 from .ops.weights import fold_bias
 
 _State = tuple[Tensor, ...]
@@ -196,19 +196,22 @@ def _plain(x: Tensor) -> bool:
 
 def _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh):
     """One step on the shortest way: the new state."""
-    if cell == "rnn_tanh":  # Two products and a tanh: no kernel does less than torch's own op.
-        return (torch.rnn_tanh_cell(x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
-    if cell == "rnn_relu":
-        return (torch.rnn_relu_cell(x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
-    if torch.is_grad_enabled() and (
+    differentiable = torch.is_grad_enabled() and (
         weight_hh.requires_grad
         or weight_ih.requires_grad
         or x.requires_grad
         or _needs_grad((bias_ih, bias_hh, *state))
-    ):
+    )
+    if cell in _TORCH_CELLS and (differentiable or x.shape[0] > FEW_ROWS):
+        # Two products and a function of one value: no kernel does less than torch's own op.
+        return (_TORCH_CELLS[cell](x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
+    if differentiable:
         new_state = Step.apply(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
         return new_state if len(state) == 2 else (new_state,)
     return infer(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+_TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell}
 
 
 def cell(

@@ -17,7 +17,7 @@ from .weights import rows_product
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 # Rows up to which one op that reads the weights as they are beats two products made for many rows.
-_FEW_ROWS = 2
+FEW_ROWS = 2
 
 
 def register_step(spec: CellSpec) -> None:
@@ -35,7 +35,7 @@ def register_step(spec: CellSpec) -> None:
 
 def _products_and_cell(name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save):
     """(new_h, new_c, saved), below autograd."""
-    few = x.shape[0] <= _FEW_ROWS and x.dtype in (torch.float32, torch.float64)
+    few = x.shape[0] <= FEW_ROWS and x.dtype in (torch.float32, torch.float64)
     if few and x.device.type == "cpu":
         return get(f"{name}_step")(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save)
     gates_x, gates_h = linear(x, weight_ih, bias_ih), linear(h, weight_hh, bias_hh)
