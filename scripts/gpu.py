@@ -81,7 +81,8 @@ def stages(work: Path) -> list[Stage]:
     """All stages but the build, the most telling first."""
     l2, small = {"SEQKERNELS_MAX_CLUSTER": "1"}, {"SEQKERNELS_MAX_UNITS": "16"}
     ops, full = "tests/cuda/test_cuda_ops.py", "tests/cuda/test_full_size.py"
-    behaviour = ["tests/cuda/test_cuda_behaviour.py", "tests/triton/test_triton_behaviour.py"]
+    behaviour = "tests/cuda/test_cuda_behaviour.py"
+    triton = ["tests/triton/test_triton_gpu.py", "tests/triton/test_triton_options.py"]
     wrappers = [*PYTEST, "tests/cuda/test_golden_wrappers.py"]
     bench = [PYTHON, "-m", "bench", "run", *SUITES, "--quick", "--with", "--device", "cuda"]
     bench += ["--output", str(work / "bench"), "--minutes"]
@@ -95,9 +96,9 @@ def stages(work: Path) -> list[Stage]:
         Stage("full size", [*PYTEST, full], 150, "parity"),
         Stage("parity through L2", [*PYTEST, ops, full, "-k", "persistent"], 150, "parity", l2),
         Stage("parity in small blocks", [*PYTEST, ops, "-k", "persistent"], 150, "parity", small),
-        Stage("parity of Triton", [*PYTEST, "tests/triton/test_triton_gpu.py"], 150, "parity"),
+        Stage("parity of Triton", [*PYTEST, *triton], 150, "parity"),
         Stage("layers", [*PYTEST, "tests/cuda/test_cuda_layers.py"], 150, "parity"),
-        Stage("behaviour", [*PYTEST, *behaviour], 60, "behaviour"),
+        Stage("behaviour", [*PYTEST, behaviour], 80, "behaviour"),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         sanitizer("synccheck"),

@@ -7,8 +7,8 @@ import torch
 from seqkernels import _extension, dispatch
 from seqkernels.ops import get
 
-# Ends of op names: the stepwise and the persistent schedule.
-SUFFIXES = ("", "_persistent")
+# Ends of op names: the stepwise and the persistent schedule, and Triton's.
+SUFFIXES = ("", "_persistent", "_triton")
 MATHS = {
     "float16": (torch.float16, False),
     "bfloat16": (torch.bfloat16, False),
@@ -31,6 +31,8 @@ def math_format(name: str):
 
 def pair(cell, suffix):
     """The forward and the backward op."""
+    if suffix == "_triton":
+        import seqkernels.triton  # noqa: F401  (defines the ops)
     return get(f"{cell}_sequence{suffix}"), get(f"{cell}_sequence{suffix}_backward")
 
 

@@ -1,4 +1,7 @@
-"""How the CUDA ops behave among other work: streams, graphs, repeats, refusals, other devices."""
+"""How the GPU ops behave among other work: streams, graphs, repeats, refusals, other devices.
+
+CUDA's two schedules and Triton alike.
+"""
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ LAYOUTS = {
 
 @pytest.fixture(autouse=True)
 def device():
-    return require_cuda("CUDA kernels")
+    return require_cuda("CUDA and Triton kernels")
 
 
 def assert_equal(found, expected):
@@ -38,13 +41,14 @@ def test_repeats_are_bit_equal(cell, suffix, device):
         assert_equal(both(cell, suffix, values, layout), first)
 
 
+@pytest.mark.parametrize("suffix", ["_persistent", "_triton"])
 @pytest.mark.parametrize("hidden_size", [256, 768])
-def test_long_repeats_are_bit_equal(hidden_size, device):
+def test_long_repeats_are_bit_equal(hidden_size, suffix, device):
     """A race in the exchange, in a cluster or through L2, shows as a difference between runs."""
     values, layout = inputs_of("lstm", Case(1000, 16, hidden_size), torch.float16, device)
-    first = both("lstm", "_persistent", values, layout)
+    first = both("lstm", suffix, values, layout)
     for _ in range(10):
-        assert_equal(both("lstm", "_persistent", values, layout), first)
+        assert_equal(both("lstm", suffix, values, layout), first)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -117,10 +121,11 @@ def test_a_second_backward_gives_the_same(cell, suffix, device):
     assert_equal(torch.autograd.grad(output, wanted, grad), first)
 
 
-def test_many_launches_in_flight(device):
+@pytest.mark.parametrize("suffix", ["_persistent", "_triton"])
+def test_many_launches_in_flight(suffix, device):
     """Persistent grids queue behind each other, on two streams, without a deadlock."""
     values, layout = inputs_of("lstm", Case(50, 16, 768), torch.float16, device)
-    forward, _ = pair("lstm", "_persistent")
+    forward, _ = pair("lstm", suffix)
     expected = forward(*values, *layout, False)[0]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
