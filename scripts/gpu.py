@@ -22,6 +22,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,8 @@ def build() -> Stage:
         "if torch.cuda.is_available(): major, minor = torch.cuda.get_device_capability()\n"
         "if torch.cuda.is_available(): assert f'{major}{minor}' in _C.cuda_archs, _C.cuda_archs\n"
     )
-    there = answer([PYTHON, "-c", code]) is not None
+    check = [PYTHON, "-c", code]
+    there = answer(check) is not None
     if there and os.environ.get("SEQKERNELS_REBUILD") != "1":
         return Stage("build", [], 0, "build", result="ok", last="used the build that is there")
     found = answer(
@@ -131,7 +133,9 @@ def build() -> Stage:
     )
     arch = {None: "90a", "90": "90a", "100": "100a"}.get(found, found)
     environment = {"SEQKERNELS_CUDA": "1", "SEQKERNELS_CUDA_ARCHS": arch}
-    command = [PYTHON, "setup.py", "build_ext", "--inplace"]
+    # setup.py also ends well where a tool is missing and nothing was compiled.
+    steps = [PYTHON, "setup.py", "build_ext", "--inplace"], check
+    command = ["sh", "-c", " && ".join(map(shlex.join, steps))]
     return Stage("build", command, 240, "build", environment, needs_build=False)
 
 
@@ -139,7 +143,7 @@ def answer(command: list[str]) -> str | None:
     """What a short command prints; None where it fails, hangs or does not exist."""
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=30, env=environment_of({})
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment_of({})
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -149,7 +153,9 @@ def answer(command: list[str]) -> str | None:
 def environment_of(more: dict[str, str]) -> dict[str, str]:
     """This process's environment, the repository first among the imports, and `more`."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
+    # pytest cuts its summary to the width of the terminal that it does not have.
+    common = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    return {**os.environ, **common, **more}
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -308,12 +314,14 @@ def save(out: Path, work: Path, known: dict, done: list[Stage]) -> str:
     stages = [asdict(stage) for stage in done]
     report = {**known, "ok": all_well(done), "stages": stages, "parity": entries}
     text = table(known, done, entries)
+    # A published result names no folder of the machine it comes from.
+    content = json.dumps(report, indent=1).replace(PYTHON, "python").replace(str(ROOT), ".")
 
     def pack(path: Path) -> None:
         with tarfile.open(path, "w:gz") as archive:
             archive.add(work, arcname="details")
 
-    replace(out / "verification.json", lambda p: p.write_text(json.dumps(report, indent=1) + "\n"))
+    replace(out / "verification.json", lambda p: p.write_text(content + "\n"))
     replace(out / "table.txt", lambda p: p.write_text(text + "\n"))
     replace(out / "details.tar.gz", pack)
     return text
