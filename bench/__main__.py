@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     run.add_argument("--output", type=Path, help="folder for the JSON instead of bench/results")
     run.add_argument("--rounds", type=int, help="samples of every contestant")
+    run.add_argument(
+        "--minutes",
+        type=float,
+        help="time for all suites, in equal shares; cases for which none is left are noted",
+    )
     _machine(run)
 
     listing = commands.add_parser("list", help="suites, why they exist, and their cases")
@@ -95,19 +101,36 @@ def _run(options: argparse.Namespace) -> int:
     from .runner import run_suite
     from .timing import FULL, QUICK
 
+    start = time.monotonic()
     device = _device(options)
     effort = QUICK if options.quick else FULL
     if options.rounds:
         effort = replace(effort, rounds=options.rounds)
     extra = None if options.extra is None else tuple(options.extra)
     # A part of a suite, or a quick look at it, must not replace its published results.
-    published = not (options.quick or options.only or options.output)
+    timed = options.minutes is not None
+    published = not (options.quick or options.only or options.output or timed)
     aside = options.output or results.BENCH.parent / "build" / "bench"
     root = results.RESULTS if published else aside
-    for suite in select(options.suites, device.type):
+    suites = select(options.suites, device.type)
+    for i, suite in enumerate(suites):
+        deadline = None
+        if timed:
+            now = time.monotonic()
+            # What a suite does not need passes on to the later ones.
+            deadline = now + (start + 60 * options.minutes - now) / (len(suites) - i)
         document = run_suite(
-            suite, device, effort, with_memory=not options.quick, only=options.only, extra=extra
+            suite,
+            device,
+            effort,
+            with_memory=not options.quick,
+            only=options.only,
+            extra=extra,
+            deadline=deadline,
         )
+        if "left_out" in document["settings"] and not document["results"]:
+            print(f"\n{suite.name}: no time was left")
+            continue
         path = results.write(document, root)
         parts = (f"\n{suite.name}: {suite.why}", tables.brief(document), tables.others(document))
         print("\n\n".join((*parts, f"written: {path}")))

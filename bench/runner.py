@@ -1,6 +1,7 @@
 """Run suites: prepare every contestant of a case, check it, time all in turns, write the JSON."""
 
 import gc
+import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 
@@ -35,6 +36,7 @@ def run_suite(
     with_memory: bool = True,
     only: str = "",
     extra: tuple[str, ...] | None = None,
+    deadline: float | None = None,
 ) -> dict:
     """Measure a suite on a device.
 
@@ -45,6 +47,7 @@ def run_suite(
         with_memory: measure peak memory too.
         only: a part of the ids of the cases to run; by default all run.
         extra: contestants instead of the suite's own extra ones.
+        deadline: of `time.monotonic()`, after which no case begins; by default none.
 
     Returns:
         A document of bench/schema.json.
@@ -67,7 +70,11 @@ def run_suite(
         "results": [],
     }
     progress = Progress(sum(len(case.modes) for case in cases))
+    left_out = []
     for case in cases:
+        if deadline is not None and time.monotonic() > deadline:
+            left_out.append(case.id)
+            continue
         for mode in case.modes:
             progress.step(f"{suite.name}: {case.id} {mode}")
             with precision(case.dtype, device):
@@ -87,6 +94,8 @@ def run_suite(
                 }
             )
     progress.close()
+    if left_out:
+        document["settings"]["left_out"] = left_out
     return document
 
 

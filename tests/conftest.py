@@ -7,7 +7,7 @@ from pathlib import Path
 # Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # tests/tolerance.py, tests/gpu.py and tests/emulator/emulator.py, from every folder.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "emulator")]
+sys.path[:0] = [str(Path(__file__).parent / name) for name in (".", "emulator", "cuda")]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

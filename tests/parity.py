@@ -6,10 +6,10 @@ recurrent weights and bias, which are made from what the backward op returns.
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from tolerance import assert_parity
+from tolerance import about, assert_parity
 from torch import Tensor
 
 from seqkernels import reference
@@ -186,11 +186,18 @@ def check_sequence(
         theirs = None if dtype == torch.float64 else expected(cell, values, layout, dtype, tf32)
         check_exact_facts(case, layout[0], *ours)
         found.append(({**ours[0], **ours[1]}, theirs and {**theirs[0], **theirs[1]}, exact))
+    facts = {"kernel": name_of(forward), "cell": cell, "tf32": tf32, "case": asdict(case)}
     for name in found[0][0]:
         ours = torch.stack([f[0][name] for f in found])
         theirs = None if found[0][1] is None else torch.stack([f[1][name] for f in found])
         exact = torch.stack([{**f[2][0], **f[2][1]}[name] for f in found])
-        assert_parity(ours, theirs, exact, name)
+        with about(**facts, direction="backward" if name in found[0][2][1] else "forward"):
+            assert_parity(ours, theirs, exact, name)
+
+
+def name_of(op: Callable) -> str:
+    """What a record calls a forward: an op by its own name, without library and overload."""
+    return str(op).split(".")[1] if isinstance(op, torch._ops.OpOverload) else op.__qualname__
 
 
 def check_exact_facts(case: Case, lengths: Tensor | None, results, grads, inference) -> None:
@@ -226,7 +233,7 @@ def check_cell(
     grads = [random(rows, hidden_size) for _ in range(spec.states)]
 
     def reference_in(kind):
-        leaves = [t.to(kind).requires_grad_() for t in (*gates, *states)]
+        leaves = [t.detach().to(kind).requires_grad_() for t in (*gates, *states)]
         found = reference.cell(cell, *leaves[:2], tuple(leaves[2:]))
         back = torch.autograd.grad(
             found, leaves, [g.to(kind) for g in grads], allow_unused=True, materialize_grads=True
@@ -247,6 +254,9 @@ def check_cell(
     names += ["grad_gates_x", "grad_gates_h", "grad_h", "grad_c"]
     exact = reference_in(torch.float64)
     theirs = reference_in(dtype) if dtype != torch.float64 else [None] * len(exact)
+    facts = {"kernel": name_of(forward), "cell": cell, "tf32": False}
+    facts["case"] = {"rows": rows, "hidden_size": hidden_size}
     for name, ours, their, right in zip(names, found, theirs, exact, strict=False):
-        assert_parity(ours, their, right, name)
+        with about(**facts, direction="backward" if name.startswith("grad_") else "forward"):
+            assert_parity(ours, their, right, name)
     assert torch.equal(forward(*gates, h, c, False)[0], new_h)

@@ -2,7 +2,14 @@
 
 error(ours) <= 2 * error(torch in the same dtype) + floor, both measured against float64 as
 ||x - reference|| / ||reference||. It scales with the length and width of a case by itself.
+
+Where SEQKERNELS_RECORDS names a file, every comparison is appended to it as a line of JSON.
 """
+
+import contextlib
+import json
+import math
+import os
 
 import torch
 from torch import Tensor
@@ -14,6 +21,36 @@ FLOOR = {
     torch.float16: 5e-4,
     torch.bfloat16: 4e-3,
 }
+
+
+_facts: dict = {}
+
+
+@contextlib.contextmanager
+def about(**facts):
+    """Add facts, such as kernel and cell, to the record of every comparison inside the block."""
+    global _facts
+    before, _facts = _facts, {**_facts, **facts}
+    try:
+        yield
+    finally:
+        _facts = before
+
+
+def _record(name: str, dtype: torch.dtype, error: float, theirs: float, limit: float) -> None:
+    """Write what was measured, before anything is asserted of it; JSON knows no NaN."""
+    if path := os.environ.get("SEQKERNELS_RECORDS"):
+        line = {
+            "test": os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),
+            **_facts,
+            "dtype": str(dtype).removeprefix("torch."),
+            "quantity": name,
+            "error": error if math.isfinite(error) else None,
+            "torch_error": theirs,
+            "limit": limit,
+        }
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def relative_error(x: Tensor, reference: Tensor) -> float:
@@ -33,11 +70,11 @@ def assert_parity(ours: Tensor, theirs: Tensor | None, reference: Tensor, name: 
         reference: the result in float64.
         name: what is compared, for the message.
     """
-    assert torch.isfinite(ours).all(), f"{name}: not finite"
     if theirs is not None:
         assert ours.dtype == theirs.dtype, f"{name}: dtype {ours.dtype}, torch has {theirs.dtype}"
-    limit = FLOOR[ours.dtype]
-    if theirs is not None:
-        limit += 2 * relative_error(theirs, reference)
+    torchs = 0.0 if theirs is None else relative_error(theirs, reference)
+    limit = FLOOR[ours.dtype] + 2 * torchs
     error = relative_error(ours, reference)
+    _record(name, ours.dtype, error, torchs, limit)
+    assert torch.isfinite(ours).all(), f"{name}: not finite"
     assert error <= limit, f"{name}: error {error:.3g} above {limit:.3g} ({ours.dtype})"

@@ -31,7 +31,7 @@ struct ForwardState {
     bias = biases;
     for (int i = b.thread; i < b.rows * p.hidden; i += b.threads) {
       const int row = i / p.hidden, k = i % p.hidden;
-      const float x = value_at<scalar_t>(a.h_0, int64_t(b.first_row + row) * p.hidden + k);
+      const float x = value_at<scalar_t>(a.h_0, int64_t(batch_row(a, b, row)) * p.hidden + k);
       char* chunk = shared + (k / kChunk<M> * p.rows_padded + row) * kChunkBytes;
       reinterpret_cast<typename M::element*>(chunk)[k % kChunk<M>] = to_element<M>(x);
     }

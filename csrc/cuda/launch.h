@@ -84,6 +84,7 @@ struct SequenceArgs {
   int32_t steps = 0, reverse = 0;
   const void *weight_hh = nullptr, *h_0 = nullptr, *c_0 = nullptr;
   const int64_t* lengths = nullptr;  // [N]; given for packed input too
+  const int64_t* order = nullptr;    // [N]: slices take the rows in this order; null: as they lie
   const int64_t* offsets = nullptr;  // [T], packed: the row at which a step begins
   const bool* reset = nullptr;
   void* exchange = nullptr;  // plan.exchange_bytes, zeroed

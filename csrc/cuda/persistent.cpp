@@ -43,7 +43,14 @@ class Launch {
     args.steps = static_cast<int32_t>(l.steps);
     args.reverse = l.reverse;
     if (l.reset.has_value()) args.reset = l.reset->const_data_ptr<bool>();
-    if (l.lengths.has_value()) args.lengths = l.lengths->const_data_ptr<int64_t>();
+    if (l.lengths.has_value()) {
+      args.lengths = l.lengths->const_data_ptr<int64_t>();
+      // A slice runs as long as its longest row: rows of like length share one. Packed rows lie so.
+      if (args.plan.slices > 1) {
+        order_ = longest_first(*l.lengths);
+        args.order = order_->const_data_ptr<int64_t>();
+      }
+    }
     if (l.packed()) {
       std::vector<int64_t> numbers(l.offsets.begin(), l.offsets.begin() + l.steps);
       for (int64_t n = 0, t = l.steps; n < l.batch; ++n) {
@@ -74,7 +81,7 @@ class Launch {
   Cell cell_;
   bool backward_;
   Math math_;
-  Optional layout_, exchange_;
+  Optional layout_, order_, exchange_;
 };
 
 }  // namespace

@@ -20,14 +20,20 @@ struct Steps {
   int total;
 };
 
+// The batch row at place `row` of the slice.
+SK_DEVICE int batch_row(const SequenceArgs& a, const Block& b, int row) {
+  const int place = b.first_row + row;
+  return a.order != nullptr ? static_cast<int>(a.order[place]) : place;
+}
+
 SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
   Element e;
   const int index = b.thread + i * b.threads;
   e.row = index / a.plan.units;
   e.unit = index % a.plan.units;
-  e.batch_row = b.first_row + e.row;
   e.hidden = b.first_unit + e.unit;
   e.valid = e.row < b.rows && e.hidden < a.plan.hidden;
+  e.batch_row = e.valid ? batch_row(a, b, e.row) : 0;
   e.length = static_cast<int>(a.steps);
   if (e.valid && a.lengths != nullptr) {
     // Lengths lie on the device and nobody has checked them: beyond the last step is the last step.
@@ -41,8 +47,10 @@ SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
   Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps)};
   if (a.lengths == nullptr) return s;
   s.count = 0;
-  for (int n = 0; n < b.rows; ++n) {
-    const int64_t length = a.lengths[b.first_row + n];
+  // Packed and ordered rows begin with the longest.
+  const int rows = a.order != nullptr || a.offsets != nullptr ? 1 : b.rows;
+  for (int n = 0; n < rows; ++n) {
+    const int64_t length = a.lengths[batch_row(a, b, n)];
     if (length > s.count) s.count = length < s.total ? static_cast<int>(length) : s.total;
   }
   return s;

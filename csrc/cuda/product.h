@@ -55,7 +55,7 @@ constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename M::element
 // What all threads of a block know of their place.
 struct Block {
   int group, own;       // slice of the batch; rank in the group
-  int first_row, rows;  // batch rows of the slice
+  int first_row, rows;  // places in the order of the batch that the slice takes
   int first_unit;
   int thread, threads, warp, lane;
 };

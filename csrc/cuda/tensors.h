@@ -157,6 +157,16 @@ inline void product(const Tensor& out, const Tensor& a, const Tensor& b) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// Indices of `x`, a vector, from its largest value to its smallest; equal ones stay in order.
+inline Tensor longest_first(const Tensor& x) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(x), torch::stable::detail::from(true),
+      torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(true)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::argsort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // The layout of one call: how many steps and rows there are and where the rows of a step lie.
 struct Layout {
   int64_t steps = 0, batch = 0, hidden = 0;

@@ -1,11 +1,13 @@
 """Memory, costs, further contestants and the errors of the command line."""
 
+import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import memory, roofline, runner
+from bench import memory, results, roofline, runner
 from bench.__main__ import main
 from bench.cases import SUITES, Case, Suite
 from bench.contestants import BASELINE
@@ -88,3 +90,22 @@ def test_peers_say_why_they_cannot_run():
     for name in ("FlashRNN", "Haste", "TorchRL"):
         assert "not installed" in rows[name]["refused"] or "GPU" in rows[name]["refused"]
     assert rows["FlashRNN"]["label"] == "patched"
+
+
+def test_no_case_begins_after_the_deadline():
+    cases = tuple(replace(TINY, batch=batch, modes=("inference",)) for batch in (1, 2))
+    suite = Suite("tiny", "Two cases.", cases)
+    for deadline, left_out in ((time.monotonic() - 1, [c.id for c in cases]), (math.inf, None)):
+        document = runner.run_suite(suite, CPU, QUICK, with_memory=False, deadline=deadline)
+        assert document["settings"].get("left_out") == left_out
+        assert len(document["results"]) == (0 if left_out else 2)
+        assert not list(results.problems(document))
+
+
+def test_a_run_bounded_in_time_is_not_published(monkeypatch, tmp_path, capsys):
+    """Not even one that leaves nothing out; a suite without time for a case leaves no file."""
+    monkeypatch.setattr(results, "BENCH", tmp_path / "bench")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "published")
+    assert main(["run", "small_hidden", "--device", "cpu", "--minutes", "0", "--rounds", "1"]) == 0
+    assert "small_hidden: no time was left" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

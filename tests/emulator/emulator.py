@@ -28,7 +28,6 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CUDA_SOURCES = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "emulator"
 CORE = ["emu_core", "emu_schedule", "emu_fiber", "emu_math", "emu_memory", "emu_run"]
 SCHEDULES = ("round robin", "shuffled", "depth first")
@@ -274,8 +273,8 @@ def compiler() -> list[str]:
     return command
 
 
-def _headers() -> bytes:
-    files = [*HERE.glob("*.h"), *ROOT.glob("csrc/*.h"), *CUDA_SOURCES.glob("*.h")]
+def _headers(tree: Path = ROOT) -> bytes:
+    files = [*HERE.glob("*.h"), *tree.glob("csrc/*.h"), *tree.glob("csrc/cuda/*.h")]
     return b"".join(f.read_bytes() for f in sorted(files))
 
 
@@ -304,6 +303,7 @@ def build(
     *,
     defines: Sequence[str] = (),
     sanitizer: str | None = None,
+    tree: Path = ROOT,
 ) -> Library:
     """Compile .cu files and the emulator into a library, or find it in build/emulator.
 
@@ -311,15 +311,19 @@ def build(
         sources: .cu files, relative to the repository.
         defines: preprocessor definitions such as "BUG=1", for the .cu files alone.
         sanitizer: None; "address" for out-of-bounds and undefined behaviour; "thread" for races.
+        tree: the folder whose csrc the .cu files include; an altered copy, for instance.
     """
     core_flags, instrument = SANITIZERS[sanitizer]
-    includes = [f"-I{p}" for p in (HERE, ROOT / "csrc", CUDA_SOURCES, cuda_home() / "include")]
-    headers = _headers()
-    flags = [*FLAGS, *core_flags, *includes, *instrument, *(f"-D{d}" for d in defines)]
-    core_flags = [*FLAGS, *core_flags, *includes]
+
+    def includes(tree: Path) -> list[str]:
+        folders = (HERE, tree / "csrc", tree / "csrc" / "cuda", cuda_home() / "include")
+        return [f"-I{p}" for p in folders]
+
+    flags = [*FLAGS, *core_flags, *includes(tree), *instrument, *(f"-D{d}" for d in defines)]
+    core_flags = [*FLAGS, *core_flags, *includes(ROOT)]
     core = [*CORE, "emu_main"] if sanitizer else CORE
-    jobs = [(ROOT / s, flags, headers) for s in sources]
-    jobs += [(HERE / f"{name}.cpp", core_flags, headers) for name in core]
+    jobs = [(ROOT / s, flags, _headers(tree)) for s in sources]
+    jobs += [(HERE / f"{name}.cpp", core_flags, _headers()) for name in core]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _object(*job), jobs))
     key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]

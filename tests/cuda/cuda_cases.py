@@ -1,0 +1,71 @@
+"""What the tests of the CUDA ops share: pairs of ops, refusals, number formats."""
+
+import contextlib
+
+import torch
+
+from seqkernels import _extension, dispatch
+from seqkernels.ops import get
+
+# Ends of op names: the stepwise and the persistent schedule, and Triton's.
+SUFFIXES = ("", "_persistent", "_triton")
+MATHS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+
+
+@contextlib.contextmanager
+def math_format(name: str):
+    """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    try:
+        yield MATHS[name]
+    finally:
+        rnn.fp32_precision = before
+
+
+def pair(cell, suffix):
+    """The forward and the backward op."""
+    if suffix == "_triton":
+        import seqkernels.triton  # noqa: F401  (defines the ops)
+    return get(f"{cell}_sequence{suffix}"), get(f"{cell}_sequence{suffix}_backward")
+
+
+def both(cell, suffix, values, layout):
+    """Every result of the forward, and every gradient for a loss of its outputs and states."""
+    forward, backward = pair(cell, suffix)
+    output, h_n, c_n, c_sequence, saved = forward(*values, *layout, True)
+    two = c_n.numel() > 0
+    grads = backward(
+        output,
+        h_n,
+        c_n if two else None,
+        None,
+        values[1],
+        *values[3:],
+        output,
+        c_sequence,
+        saved,
+        *layout,
+    )
+    return [output, h_n, c_n, c_sequence, *grads]
+
+
+def refusal(cell, case, dtype):
+    """Why the persistent kernels cannot train a case on the current device, or None."""
+    call = dispatch.Call(
+        cell=cell,
+        device=torch.device("cuda"),
+        dtype=dtype,
+        steps=case.steps,
+        batch=case.batch,
+        hidden_size=case.hidden_size,
+        input_size=1,
+        training=True,
+    )
+    return _extension.C.persistent_refusal(call)

@@ -1,0 +1,307 @@
+"""The persistent kernels, deliberately broken: every planted bug is found.
+
+The headers of csrc/cuda are copied, one text is replaced, and LSTM in float16 is compiled from the
+copy and put to the tests that all kernels have to pass: parity under the tolerance rule with memory
+full of NaN, on each schedule, then the race checker.
+"""
+
+import functools
+import hashlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+import torch
+from emulator import CACHE, ROOT, SCHEDULES, EmulatorError, build, poisoned
+from parity import Case, check_sequence
+
+from seqkernels import _extension
+
+SOURCE = "tests/emulator/kernels/persistent_lstm.cu"
+# Blocks of 8 units, the last not full; a slice of 8 rows, and one of three.
+MIXED = Case(3, 11, 37, lengths=(2, 3, 1, 3, 2, 0, 3, 3, 2, 1, 2), reverse=True)
+CLUSTER = {"processors": 132, "max_cluster": 8, "max_units": 16}
+L2 = {**CLUSTER, "max_cluster": 1}
+# For the race checker, which is slow.
+SMALL = Case(2, 3, 24)
+# One block that has more warps than tiles.
+IDLE_WARPS = Case(2, 40, 8), {"processors": 1, "max_cluster": 1, "max_units": 256}
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A replacement of one text in one header, and the check that finds it."""
+
+    file: str
+    old: str
+    new: str
+    finds: str  # part of what the check says
+    schedules: tuple[str, ...] = ("round robin",)  # each finds it
+    case: Case = MIXED
+    device: tuple = tuple(CLUSTER.items())
+    sanitizer: str | None = None
+
+
+def through_l2(*fields, **options) -> Bug:
+    return Bug(*fields, device=tuple(L2.items()), **options)
+
+
+BUGS = {
+    "cluster: the slices of the others are not waited for": Bug(
+        "exchange.h",
+        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2);",
+        "",
+        "output",
+    ),
+    "cluster: the wait is for the other parity": Bug(
+        "exchange.h",
+        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2);",
+        "sk::mbarrier_wait_cluster(barrier, (round / 2 + 1) % 2);",
+        "output",
+    ),
+    "cluster: the barrier counts the bytes of one slice too few": Bug(
+        "exchange.h",
+        "mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 1) * bytes)",
+        "mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 2) * bytes)",
+        "the receiving block has exited",
+        schedules=("shuffled",),
+    ),
+    "cluster: stores begin before the barriers of all are ready": Bug(
+        "exchange.h",
+        "sk::mbarrier_init_fence();\n      }\n      sk::cluster_sync();",
+        "sk::mbarrier_init_fence();\n      }\n      __syncthreads();",
+        "the other block may not have started",
+    ),
+    "L2: the flag is not waited for": through_l2(
+        "exchange.h",
+        "while (uint32_t(word[i].high >> 32) != flag(round)) {",
+        "while (false) {",
+        "output: error",
+    ),
+    "L2: the flag is that of the round before": through_l2(
+        "exchange.h",
+        "return uint32_t(round) + 1;",
+        "return uint32_t(round);",
+        "output: error",
+    ),
+    "L2: one buffer instead of two": through_l2(
+        "exchange.h",
+        "words_ + ((round % 2 * slices + b.group)",
+        "words_ + ((round * 0 * slices + b.group)",
+        "livelock",
+        schedules=("depth first",),
+    ),
+    "the double buffer's halves are swapped in the publisher": Bug(
+        "exchange.h",
+        "const char* slice = input(round + 1) + b.own * bytes;",
+        "const char* slice = input(round) + b.own * bytes;",
+        "output: error",
+    ),
+    "values are published before all are staged": Bug(
+        "persistent.h",
+        "        __syncthreads();\n        exchanger.publish(b, round, bytes);",
+        "        exchanger.publish(b, round, bytes);",
+        "output: error",
+    ),
+    "the product begins before all have collected": through_l2(
+        "persistent.h",
+        "exchanger.collect(b, round, bytes);\n        __syncthreads();",
+        "exchanger.collect(b, round, bytes);",
+        "output: error",
+    ),
+    "the same, seen by the race checker": through_l2(
+        "persistent.h",
+        "exchanger.collect(b, round, bytes);\n        __syncthreads();",
+        "exchanger.collect(b, round, bytes);",
+        "data race",
+        case=SMALL,
+        sanitizer="thread",
+    ),
+    "partial sums are read before all are there": Bug(
+        "persistent.h",
+        "if (!first) product[phase].run(p, b, exchanger.input(round));\n      __syncthreads();",
+        "if (!first) product[phase].run(p, b, exchanger.input(round));",
+        "output",
+    ),
+    "the last part of the summed dimension is dropped": through_l2(
+        "persistent.h",
+        "split < f.k_splits; ++split",
+        "split + 1 < f.k_splits; ++split",
+        "output: error",
+    ),
+    "memory beyond the sizes is not cleared": Bug(
+        "persistent.h",
+        "*reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);",
+        "",
+        "output",
+    ),
+    "rows beyond the batch are not masked": Bug(
+        "product.h",
+        "b.rows = p.batch - b.first_row < p.rows ? p.batch - b.first_row : p.rows;",
+        "b.rows = p.rows;",
+        "memory fault",
+    ),
+    "weights beyond the hidden size are not masked": Bug(
+        "product.h",
+        "if (valid && unit + e < hidden) {",
+        "if (valid) {",
+        "memory fault",
+    ),
+    "warps without a tile write sums": Bug(
+        "product.h",
+        "if (!active_) return;",
+        "",
+        "of shared memory",
+        case=IDLE_WARPS[0],
+        device=tuple(IDLE_WARPS[1].items()),
+    ),
+    "a row lives one step too long": Bug(
+        "forward.h",
+        "alive[i] = e.valid && t < e.length;",
+        "alive[i] = e.valid && t <= e.length;",
+        "output past a row's end",
+    ),
+    "a slice stops one step early": Bug(
+        "persistent.h",
+        "s < steps.count; ++s",
+        "s + 1 < steps.count; ++s",
+        "output",
+    ),
+    "the first state is loaded in another order of the rows": Bug(
+        "forward.h",
+        "int64_t(batch_row(a, b, row)) * p.hidden + k",
+        "int64_t(b.first_row + row) * p.hidden + k",
+        "output: error",
+    ),
+    "the bias is added twice": Bug(
+        "forward.h",
+        "\n          gates_h[k] = this->bias[r] +",
+        "\n          gates_h[k] = 2.0f * this->bias[r] +",
+        "output: error",
+    ),
+    "the gradient of c is not carried": Bug(
+        "backward.h",
+        "this->grad_c[i] = this->reset[i] ? 0.0f : previous_c;",
+        "this->grad_c[i] = 0.0f;",
+        "grad_gates_x: error",
+    ),
+    "the gradient of h is not carried over ended steps": Bug(
+        "backward.h",
+        "this->grad_h[i] = grad_h;\n      this->dropped",
+        "this->grad_h[i] = 0.0f;\n      this->dropped",
+        "grad_h_0: error",
+    ),
+    "the state before the last step is that of the step after it": Bug(
+        "backward.h",
+        "before >= 0 && before < e.length;",
+        "before >= 0 && before <= e.length;",
+        "memory fault",
+    ),
+}
+
+
+def altered(bug: Bug):
+    """A copy of the headers with the bug, named by its content."""
+    text = (ROOT / "csrc" / "cuda" / bug.file).read_text()
+    assert text.count(bug.old) == 1, f"{bug.file} must hold this once: {bug.old}"
+    text = text.replace(bug.old, bug.new)
+    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.h")]
+    key = hashlib.sha256(text.encode() + b"".join(h.read_bytes() for h in sorted(headers)))
+    tree = CACHE / f"altered-{key.hexdigest()[:20]}"
+    for header in headers:
+        copy = tree / header.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(header, copy)
+    (tree / "csrc" / "cuda" / bug.file).write_text(text)
+    return tree
+
+
+def library_of(bug: Bug | None, sanitizer: str | None = None):
+    return build([SOURCE], sanitizer=sanitizer, tree=ROOT if bug is None else altered(bug))
+
+
+@functools.cache
+def libraries():
+    """Everything compiled, two at a time."""
+    wanted = [(None, None), (None, "thread"), *((b, b.sanitizer) for b in BUGS.values())]
+    with ThreadPoolExecutor(2) as pool:
+        built = pool.map(lambda pair: library_of(*pair), wanted)
+        return dict(zip(wanted, built, strict=True))
+
+
+def pair(library, device, schedule):
+    """Forward and backward with the signatures of the ops."""
+
+    def common(h_0, weight_hh, c_0, steps, lengths, reverse, backward):
+        batch, hidden = h_0.shape
+        plan = _extension.C.plan("lstm", "float16", backward, batch, hidden, **device)
+        exchange = torch.zeros(max(1, plan["exchange_bytes"]), dtype=torch.uint8)
+        order = None if lengths is None else lengths.argsort(descending=True, stable=True)
+        sizes = batch, hidden, steps, reverse, *device.values()
+        return *sizes, weight_hh, h_0, c_0, lengths, order, exchange
+
+    def half(*shape):
+        return poisoned(*shape, dtype=torch.float16)
+
+    def forward(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, _, reset, reverse, save):
+        assert reset is None
+        steps, batch, hidden = len(gates_x), *h_0.shape
+        output, h_n, c_n = half(steps, batch, hidden), half(batch, hidden), half(batch, hidden)
+        c_sequence = half(steps, batch, hidden) if save else torch.empty(0)
+        saved = half(steps, batch, 4 * hidden) if save else torch.empty(0)
+        library.run(
+            "test_persistent_forward",
+            *common(h_0, weight_hh, c_0, steps, lengths, reverse, False),
+            *(gates_x, bias_hh, output, h_n, c_n),
+            *((c_sequence, saved) if save else (None, None)),
+            schedule=schedule,
+        ).check()
+        return output, h_n, c_n, c_sequence, saved
+
+    def backward(*arguments):
+        *grads, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _, reverse = arguments
+        steps, batch, hidden = output.shape
+        results = half(steps, batch, 4 * hidden), half(batch, hidden), half(batch, hidden)
+        library.run(
+            "test_persistent_backward",
+            *common(h_0, weight_hh, c_0, steps, lengths, reverse, True),
+            *(*grads, output, c_sequence, saved, *results),
+            schedule=schedule,
+        ).check()
+        grad_gates_x, grad_h_0, grad_c_0 = results
+        return grad_gates_x, torch.empty(0), grad_h_0, grad_c_0
+
+    return forward, backward
+
+
+def complaint(library, case, device, schedule) -> str | None:
+    """What the checks say against a build."""
+    try:
+        check_sequence("lstm", case, torch.float16, *pair(library, dict(device), schedule))
+    except (EmulatorError, AssertionError) as found:
+        return str(found)
+    return None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("device", [CLUSTER, L2], ids=["cluster", "L2"])
+def test_unbroken(device, schedule):
+    assert complaint(libraries()[None, None], MIXED, device, schedule) is None
+
+
+def test_unbroken_without_exchange():
+    assert complaint(libraries()[None, None], *IDLE_WARPS, SCHEDULES[0]) is None
+
+
+@pytest.mark.parametrize("device", [CLUSTER, L2], ids=["cluster", "L2"])
+def test_unbroken_under_the_race_checker(device):
+    assert complaint(libraries()[None, "thread"], SMALL, device, SCHEDULES[0]) is None
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_found(name):
+    bug = BUGS[name]
+    library = libraries()[bug, bug.sanitizer]
+    said = [complaint(library, bug.case, bug.device, schedule) for schedule in bug.schedules]
+    assert all(text is not None and bug.finds in text for text in said), said
