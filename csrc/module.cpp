@@ -2,6 +2,7 @@
 // it registers the ops. No torch headers.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -41,11 +42,16 @@ Math math_named(const std::string& name) {
 
 // Everything a plan says, and `refusal`, empty where there is a plan.
 py::dict plan(const std::string& cell, const std::string& math, bool backward, int64_t batch,
-              int64_t hidden, int processors, int shared_per_block, int max_cluster,
-              int max_units) {
+              int64_t hidden, int processors, int shared_per_block, int max_cluster, int max_units,
+              int directions, int layers) {
   PlanRequest request{cell_named(cell), math_named(math), backward,    batch,    hidden,
                       processors,       shared_per_block, max_cluster, max_units};
-  const Planned planned = make_plan(request);
+  if (directions < 1 || directions > 2 || (layers > 1 && (directions > 1 || backward))) {
+    throw py::value_error("a launch holds two directions or, forward, several layers");
+  }
+  request.parts = std::max(directions, layers);
+  request.stacked = layers > 1;
+  const Planned planned = make_joint_plan(request);
   const Plan& p = planned.plan;
   py::dict result;
   result["refusal"] = planned.refusal;
@@ -61,9 +67,10 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
   result["warps"] = p.warps;
   result["shared_bytes"] = p.shared_bytes;
   result["exchange_bytes"] = p.exchange_bytes;
+  result["parts"] = p.parts;
   py::list phases;
-  for (int i = 0; i < p.phases; ++i) {
-    const Phase& f = p.phase[i];
+  for (int i = 0; i < p.phases + p.stacked; ++i) {
+    const Phase& f = i < p.phases ? p.phase[i] : p.below;
     py::dict phase;
     phase["row_tiles"] = f.row_tiles;
     phase["k_splits"] = f.k_splits;
@@ -100,10 +107,17 @@ py::object persistent_refusal(const py::object& call) {
   request.shared_per_block = facts.shared_per_block;
   request.max_cluster = facts.max_cluster;
   request.max_units = facts.max_units;
+  std::copy_n(facts.clusters, 4, request.clusters);
+  const int64_t directions = call.attr("directions").cast<int64_t>();
+  const int64_t layers = call.attr("layers").cast<int64_t>();
+  request.parts = static_cast<int>(std::max(directions, layers));
   const bool training = call.attr("training").cast<bool>();
   for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
-    const std::string refusal = make_plan(request).refusal;
+    // The backward of stacked layers has a launch for each.
+    request.stacked = layers > 1 && !backward;
+    if (layers > 1 && backward) request.parts = 1;
+    const std::string refusal = make_joint_plan(request).refusal;
     if (!refusal.empty()) return py::str((backward ? "in the backward, " : "") + refusal);
   }
   return py::none();
@@ -129,5 +143,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("cell"), py::arg("math"), py::arg("backward"), py::arg("batch"),
         py::arg("hidden_size"), py::kw_only(), py::arg("processors") = 132,
         py::arg("shared_per_block") = 227 << 10, py::arg("max_cluster") = 16,
-        py::arg("max_units") = 256);
+        py::arg("max_units") = 256, py::arg("directions") = 1, py::arg("layers") = 1);
 }

@@ -115,8 +115,8 @@ class Exchanger {
   // Memory is zero at launch: no round has flag 0.
   SK_DEVICE static uint32_t flag(int round) { return uint32_t(round) + 1; }
   SK_DEVICE sk::Word128* at(const Block& b, int round, int peer) const {
-    const int64_t slices = plan_->slices;
-    return words_ + ((round % 2 * slices + b.group) * plan_->blocks + peer) * plan_->words;
+    const int64_t groups = plan_->slices * plan_->parts;
+    return words_ + ((round % 2 * groups + b.group) * plan_->blocks + peer) * plan_->words;
   }
 
   const Plan* plan_;

@@ -2,6 +2,7 @@
 // a step reads, computes and writes; Product and Exchanger do the rest.
 #pragma once
 #include "exchange.h"
+#include "stack.h"
 
 namespace seqkernels {
 
@@ -11,6 +12,7 @@ struct Element {
   int unit;       // within the block
   int row;        // within the slice
   int batch_row;  // of the whole batch
+  int state_row;  // the same, counted over all parts
   int hidden;     // of the whole layer
   int length;     // steps of this row
 };
@@ -18,6 +20,7 @@ struct Element {
 struct Steps {
   int count;  // of the longest row of the slice
   int total;
+  int part;
 };
 
 SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
@@ -25,7 +28,8 @@ SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
   const int index = b.thread + i * b.threads;
   e.row = index / a.plan.units;
   e.unit = index % a.plan.units;
-  e.batch_row = b.first_row + e.row;
+  e.batch_row = batch_row(a, b, e.row);
+  e.state_row = b.part * a.plan.batch + e.batch_row;
   e.hidden = b.first_unit + e.unit;
   e.valid = e.row < b.rows && e.hidden < a.plan.hidden;
   e.length = static_cast<int>(a.steps);
@@ -38,7 +42,7 @@ SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
 }
 
 SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
-  Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps)};
+  Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps), b.part};
   if (a.lengths == nullptr) return s;
   s.count = 0;
   for (int n = 0; n < b.rows; ++n) {
@@ -46,11 +50,6 @@ SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
     if (length > s.count) s.count = length < s.total ? static_cast<int>(length) : s.total;
   }
   return s;
-}
-
-// The row of a [T, N, .] or packed tensor that holds batch row `row` of step t.
-SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int t, int row) {
-  return a.offsets != nullptr ? a.offsets[t] + row : int64_t(t) * a.plan.batch + row;
 }
 
 template <typename scalar_t>
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
   Product<M, Policy::kBackward, kRegisters> product[Policy::kPhases];
 #pragma unroll
   for (int phase = 0; phase < Policy::kPhases; ++phase) {
-    product[phase].load(a, b, phase, shared);
+    product[phase].load(a, b, p.phase[phase], a.weight_hh[b.part], shared);
     __syncthreads();
   }
   // Rows and chunks beyond the sizes stay zero.
@@ -100,9 +99,17 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
     *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
   }
   __syncthreads();
+  const bool above = !Policy::kBackward && p.stacked != 0 && b.part > 0;
+  const bool below = !Policy::kBackward && p.stacked != 0 && b.part + 1 < p.parts;
+  LayerInput<M> layer_input;
+  if (above) layer_input.begin(a, b, shared);
   Policy policy;
   policy.template begin<M>(a, b, shared);
-  if (steps.count > 0) policy.fetch(a, steps, 0);
+  const auto fetch = [&](int s) {
+    if (above) layer_input.run(a, b, s, Policy::time(a, steps, s), shared);
+    policy.fetch(a, steps, s, shared);
+  };
+  if (steps.count > 0) fetch(0);
   Exchanger exchanger;
   exchanger.begin(a, b, shared);
 
@@ -125,11 +132,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
         exchanger.publish(b, round, bytes);
       }
       policy.store(a, steps, phase, s);
-      if (phase + 1 == Policy::kPhases && s + 1 < steps.count) policy.fetch(a, steps, s + 1);
+      if (phase + 1 == Policy::kPhases && s + 1 < steps.count) fetch(s + 1);
       if (!last) {
         exchanger.collect(b, round, bytes);
         __syncthreads();
         ++round;
+      }
+      if (below && phase + 1 == Policy::kPhases) {
+        if (last) __syncthreads();
+        LayerInput<M>::announce(a, b, s);
       }
     }
   }
@@ -144,13 +155,13 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
 template <typename Policy, typename M>
 int launch_policy(const SequenceArgs& a, void* stream) {
   sk::LaunchConfig config;
-  config.grid = dim3(a.plan.blocks * a.plan.slices);
+  config.grid = dim3(a.plan.blocks * a.plan.slices * a.plan.parts);
   config.block = dim3(a.plan.warps * 32);
   config.shared_bytes = a.plan.shared_bytes;
   config.stream = stream;
   config.cluster = a.plan.exchange == Exchange::kCluster ? a.plan.blocks : 1;
   // A grid whose blocks wait for each other is refused where it cannot be resident as a whole.
-  config.cooperative = a.plan.exchange == Exchange::kL2;
+  config.cooperative = a.plan.exchange == Exchange::kL2 || a.plan.stacked != 0;
   return sk::launch(persistent_kernel<Policy, M>, config, a);
 }
 

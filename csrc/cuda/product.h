@@ -54,7 +54,8 @@ constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename M::element
 
 // What all threads of a block know of their place.
 struct Block {
-  int group, own;       // slice of the batch; rank in the group
+  int part;             // which recurrence of the launch
+  int group, own;       // slice of the batch, counted over all parts; rank in the group
   int first_row, rows;  // batch rows of the slice
   int first_unit;
   int thread, threads, warp, lane;
@@ -63,7 +64,8 @@ SK_DEVICE Block own_block(const Plan& p) {
   Block b;
   b.group = blockIdx.x / p.blocks;
   b.own = blockIdx.x % p.blocks;
-  b.first_row = b.group * p.rows;
+  b.part = b.group / p.slices;
+  b.first_row = b.group % p.slices * p.rows;
   b.rows = p.batch - b.first_row < p.rows ? p.batch - b.first_row : p.rows;
   b.first_unit = b.own * p.units;
   b.thread = threadIdx.x;
@@ -73,11 +75,22 @@ SK_DEVICE Block own_block(const Plan& p) {
   return b;
 }
 
+// The batch row at place `row` of the slice.
+SK_DEVICE int batch_row(const SequenceArgs&, const Block& b, int row) { return b.first_row + row; }
+
+SK_DEVICE bool reversed(const SequenceArgs& a, int part) { return (a.reverse >> part & 1) != 0; }
+
+// The row of a tensor of steps that holds batch row `row` of step t.
+SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int part, int t, int row) {
+  const int64_t at = a.offsets != nullptr ? a.offsets[t] + row : int64_t(t) * a.plan.batch + row;
+  return at * a.row_stride + part * a.part_stride;
+}
+
 // Chunk `chunk` of row `row` of the product's weights. Forward: row is a gate of an own unit, k a
 // unit of the group. Backward: row is an own unit, k runs over blocks, their gates and their units.
 template <typename M, bool kBackward>
-SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, int first_unit, int row,
-                             int chunk) {
+SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, const void* weight,
+                             int first_unit, int row, int chunk) {
   using scalar_t = typename M::scalar;
   const int units = a.plan.units, hidden = a.plan.hidden, k = chunk * kChunk<M>;
   const int block_row = row / units, own_unit = first_unit + row % units;
@@ -90,7 +103,7 @@ SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, int first_un
     unit = block * units + rest % units;
     valid = valid && block < a.plan.blocks;
   }
-  const auto* weights = static_cast<const scalar_t*>(a.weight_hh);
+  const auto* weights = static_cast<const scalar_t*>(weight);
   const int64_t row_pitch = hidden, gate_row = int64_t(gate) * hidden;
   alignas(16) typename M::element values[kChunk<M>];
 #pragma unroll
@@ -111,8 +124,8 @@ template <typename M, bool kBackward, int kRegisters>
 class Product {
  public:
   // All warps. `partial` lends each warp room to sort its register tiles.
-  SK_DEVICE void load(const SequenceArgs& a, const Block& b, int phase, char* shared) {
-    const Phase& f = a.plan.phase[phase];
+  SK_DEVICE void load(const SequenceArgs& a, const Block& b, const Phase& f, const void* weight,
+                      char* shared) {
     tile_ = b.warp % f.row_tiles;
     const int split = b.warp / f.row_tiles;
     first_ = split * f.per_warp;
@@ -128,7 +141,7 @@ class Product {
       const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * (first_ + i) + b.lane / 16;
       char* tile = i < kRegisters ? room : streamed_ + (i - kRegisters) * kTileBytes;
       *reinterpret_cast<uint4*>(tile + b.lane * 16) =
-          weight_chunk<M, kBackward>(a, f, b.first_unit, row, chunk);
+          weight_chunk<M, kBackward>(a, f, weight, b.first_unit, row, chunk);
       if (i >= kRegisters) continue;
       __syncwarp();
       uint32_t fragment[4];
