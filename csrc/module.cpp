@@ -86,37 +86,30 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
 }
 
 #ifdef SK_WITH_CUDA
-// Why the persistent kernels cannot run a dispatch.Call on the current device, or None.
-py::object persistent_refusal(const py::object& call) {
+// Why the persistent kernels cannot run a call on the current device, or None.
+py::object persistent_refusal(const std::string& cell, const std::string& dtype, int64_t batch,
+                              int64_t hidden, bool training, int directions, int layers) {
   static DeviceFacts facts;
   if (facts.major == 0) {
     const int error = query_device(&facts);
     if (error != 0) return py::str(std::string("there is no usable GPU: ") + error_name(error));
   }
   if (facts.major < 8) return py::str("it needs compute capability 8.0 or newer");
-  const std::string dtype = py::str(call.attr("dtype"));  // "torch.float16"
-  std::string math = dtype.substr(dtype.find('.') + 1);
-  if (math == "float64") return py::str("there is no persistent kernel for float64");
-  if (math == "float32" && tf32_allowed()) math = "tf32";
+  if (dtype == "float64") return py::str("there is no persistent kernel for float64");
   PlanRequest request;
-  request.cell = cell_named(call.attr("cell").cast<std::string>());
-  request.math = math_named(math);
-  request.batch = call.attr("batch").cast<int64_t>();
-  request.hidden = call.attr("hidden_size").cast<int64_t>();
+  request.cell = cell_named(cell);
+  request.math = math_named(dtype == "float32" && tf32_allowed() ? "tf32" : dtype);
+  request.batch = batch, request.hidden = hidden;
   request.processors = facts.processors;
   request.shared_per_block = facts.shared_per_block;
   request.max_cluster = facts.max_cluster;
   request.max_units = facts.max_units;
   std::copy_n(facts.clusters, 4, request.clusters);
-  const int64_t directions = call.attr("directions").cast<int64_t>();
-  const int64_t layers = call.attr("layers").cast<int64_t>();
-  request.parts = static_cast<int>(std::max(directions, layers));
-  const bool training = call.attr("training").cast<bool>();
   for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
     // The backward of stacked layers has a launch for each.
     request.stacked = layers > 1 && !backward;
-    if (layers > 1 && backward) request.parts = 1;
+    request.parts = layers > 1 && backward ? 1 : std::max(directions, layers);
     const std::string refusal = make_joint_plan(request).refusal;
     if (!refusal.empty()) return py::str((backward ? "in the backward, " : "") + refusal);
   }
@@ -131,8 +124,9 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SK_WITH_CUDA
   m.attr("with_cuda") = true;
   m.def("persistent_refusal", &persistent_refusal,
-        "Why the persistent kernels cannot run a dispatch.Call on this device, or None.",
-        py::arg("call"));
+        "Why the persistent kernels cannot run a call on this device, or None.", py::arg("cell"),
+        py::arg("dtype"), py::arg("batch"), py::arg("hidden_size"), py::arg("training") = false,
+        py::arg("directions") = 1, py::arg("layers") = 1);
 #else
   m.attr("with_cuda") = false;
 #endif

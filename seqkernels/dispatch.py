@@ -136,8 +136,29 @@ def _stepwise(call: Call) -> str | None:
     return _compiled(call)
 
 
+@torch.compiler.assume_constant_result
+def _planned(*question) -> str | None:
+    """What plan.h says of a call, for torch.compile a constant: it cannot trace the extension."""
+    return _extension.C.persistent_refusal(*question)
+
+
 def _persistent(call: Call) -> str | None:
-    return _stepwise(call) or _extension.C.persistent_refusal(call)
+    reason = _stepwise(call)
+    if reason is not None:
+        return reason
+    if torch.compiler.is_exporting() and isinstance(call.batch, torch.SymInt):
+        return "a launch is planned for one batch size, an exported program is for every batch"
+    return _planned(
+        call.cell,
+        str(call.dtype).removeprefix("torch."),
+        # A program that torch.compile makes for every batch is made again for each: its dynamic
+        # sizes become constants where they are counted.
+        len(range(call.batch)),
+        call.hidden_size,
+        call.training,
+        call.directions,
+        call.layers,
+    )
 
 
 def _triton(call: Call) -> str | None:

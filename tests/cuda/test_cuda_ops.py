@@ -9,7 +9,7 @@ import torch
 from gpu import require_cuda
 from parity import Case, actual, check_cell, check_sequence, inputs_of
 
-from seqkernels import _extension, dispatch
+from seqkernels import _extension
 from seqkernels.cells import CELLS
 from seqkernels.ops import get
 
@@ -60,18 +60,10 @@ def pair(cell, suffix):
     return get(f"{cell}_sequence{suffix}"), get(f"{cell}_sequence{suffix}_backward")
 
 
-def refusal(cell, case, dtype):
-    call = dispatch.Call(
-        cell=cell,
-        device=torch.device("cuda"),
-        dtype=dtype,
-        steps=case.steps,
-        batch=case.batch,
-        hidden_size=case.hidden_size,
-        input_size=1,
-        training=True,
-    )
-    return _extension.C.persistent_refusal(call)
+def refusal(cell, case, dtype, **joined):
+    name = str(dtype).removeprefix("torch.")
+    sizes = (case.batch, case.hidden_size)
+    return _extension.C.persistent_refusal(cell, name, *sizes, training=True, **joined)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
