@@ -48,7 +48,7 @@ def sanitizer(tool: str) -> Stage:
 def stages(out: Path) -> list[Stage]:
     """All stages, the most telling first."""
     l2, small = {"SEQKERNELS_MAX_CLUSTER": "1"}, {"SEQKERNELS_MAX_UNITS": "16"}
-    ops = [*PYTEST, "tests/cuda/test_cuda_ops.py"]
+    ops = [*PYTEST, "tests/cuda/test_cuda_ops.py", "tests/cuda/test_cuda_joined.py"]
     bench = [PYTHON, "-m", "bench", "run", "--quick", "--output", str(out / "bench")]
     return [
         Stage("wrappers", [*PYTEST, "tests/cuda/test_golden_wrappers.py"], 60),

@@ -61,6 +61,69 @@ def test_every_plan_holds_its_shape(cell, backward, device):
     assert planned > 200 if device != DEVICES["small"] else planned > 50
 
 
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("parts", [{"directions": 2}, {"layers": 2}, {"layers": 4}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_joined_launches_hold_all_their_parts(cell, parts, device):
+    limits = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 16, **device}
+    (count,) = parts.values()
+    joined = apart = 0
+    backwards = (False, True) if "directions" in parts else (False,)
+    for math, hidden, batch, backward in itertools.product(MATHS, HIDDEN, BATCH, backwards):
+        p = plan(cell, math, backward, batch, hidden, **parts, **device)
+        alone = plan(cell, math, backward, batch, hidden, **device)
+        where = f"{cell} {math} H={hidden} N={batch} backward={backward}"
+        if p["refusal"]:
+            assert len(p) == 1, where
+            apart += not alone["refusal"]
+            continue
+        joined += 1
+        assert not alone["refusal"], f"{where}: no launch of its own"
+        assert p["step_ns"] < count * alone["step_ns"], f"{where}: slower than apart"
+        assert p["parts"] == count, where
+        assert p["shared_bytes"] <= limits["shared_per_block"], where
+        assert p["units"] * p["blocks"] >= hidden, where
+        blocks = p["blocks"] * p["slices"] * count
+        if p["exchange"] == "L2" or "layers" in parts:
+            assert blocks <= limits["processors"], f"{where}: not co-resident"
+            assert p["exchange_bytes"] > 0, where
+        if p["exchange"] == "cluster" and "layers" in parts:
+            # No multiprocessor is shared, and a cluster lies within a sixteenth to an eighteenth.
+            most = limits["processors"] // 18 * (16 // p["blocks"])
+            assert p["slices"] * count <= most, f"{where}: clusters not co-resident"
+        if "layers" in parts:  # the input product's weights and the states of two layers at once
+            below = p["phases"][-1]
+            assert below["per_warp"] == below["streamed"], where
+            assert below["rows"] == p["units"] * CELLS[cell].gates, where
+            assert below["row_tiles"] * below["k_splits"] <= MAX_WARPS, where
+            weights = below["row_tiles"] * below["k_tiles"] * TILE_ROWS * 32
+            assert p["shared_bytes"] > weights, where
+    assert joined > (20 if device == DEVICES["small"] else 100)
+    assert apart > 0
+
+
+def test_what_does_not_share_a_launch_says_why():
+    def reason(*shape, **parts):
+        return plan("lstm", "float16", *shape, **parts)["refusal"]
+
+    assert "would not all be resident on 132" in reason(False, 128, 1024, directions=2)
+    assert "at most 8 layers" in reason(False, 16, 64, layers=9)
+    assert "would not all be resident on 132" in reason(False, 8, 1984, layers=2)
+    assert not reason(False, 16, 256, layers=4)
+    assert not reason(True, 16, 1024, directions=2)
+    with pytest.raises(ValueError, match="several layers"):
+        plan("lstm", "float16", True, 16, 256, layers=2)
+    with pytest.raises(ValueError, match="two directions"):
+        plan("lstm", "float16", False, 16, 256, directions=2, layers=2)
+
+
+def test_texts_of_joined_launches():
+    both = plan("gru", "float16", False, 16, 512, directions=2)["text"]
+    assert both.startswith("both directions in one launch, each float16")
+    layers = plan("gru", "float16", False, 16, 256, layers=3)["text"]
+    assert layers.startswith("3 layers in one launch, each float16")
+
+
 @pytest.mark.parametrize(
     "cell, math, hidden, exchange",
     [
