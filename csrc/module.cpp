@@ -68,6 +68,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
   result["shared_bytes"] = p.shared_bytes;
   result["exchange_bytes"] = p.exchange_bytes;
   result["parts"] = p.parts;
+  result["pieces"] = p.pieces;
   py::list phases;
   for (int i = 0; i < p.phases + p.stacked; ++i) {
     const Phase& f = i < p.phases ? p.phase[i] : p.below;

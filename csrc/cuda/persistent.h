@@ -114,6 +114,17 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
   exchanger.begin(a, b, shared);
 
   int round = 0;
+  const bool in_pieces = Policy::kBackward && p.pieces > 1;
+  // The product of what the last round has brought.
+  const auto multiply = [&](int phase) {
+    if (!in_pieces) return product[phase].run(p, b, exchanger.input(round));
+    const int bytes = p.phase[phase].in_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
+    for (int piece = 0; piece < p.pieces; ++piece) {
+      const char* input = exchanger.collect_piece(b, round - 1, bytes, piece);
+      __syncthreads();
+      product[phase].run(p, b, input, piece);
+    }
+  };
   for (int s = 0; s < steps.count; ++s) {
 #pragma unroll
     for (int phase = 0; phase < Policy::kPhases; ++phase) {
@@ -121,10 +132,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
       const int bytes = f.out_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
       // The backward's first step has nothing behind it that was exchanged.
       const bool first = Policy::kBackward && s == 0 && phase == 0;
-      if (!first) product[phase].run(p, b, exchanger.input(round));
+      if (!first) multiply(phase);
       __syncthreads();
-      char* slice = exchanger.input(round + 1) + b.own * bytes;
-      policy.template compute<M>(a, f, phase, first, shared, slice);
+      policy.template compute<M>(a, f, phase, first, shared, exchanger.slice(b, round, bytes));
       // The forward's last state is wanted by nobody.
       const bool last = !Policy::kBackward && s + 1 == steps.count && phase + 1 == Policy::kPhases;
       if (!last) {
@@ -134,7 +144,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
       policy.store(a, steps, phase, s);
       if (phase + 1 == Policy::kPhases && s + 1 < steps.count) fetch(s + 1);
       if (!last) {
-        exchanger.collect(b, round, bytes);
+        if (!in_pieces) exchanger.collect(b, round, bytes);
         __syncthreads();
         ++round;
       }
@@ -145,7 +155,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
     }
   }
   if (Policy::kBackward && steps.count > 0) {
-    product[0].run(p, b, exchanger.input(round));
+    multiply(0);
     __syncthreads();
   }
   policy.finish(a, steps, shared);

@@ -7,6 +7,9 @@
 // 16 bytes along the summed dimension): each warp owns a row tile and a range of chunk pairs, its
 // first tiles in registers, the rest in shared memory.
 //
+// A backward whose block cannot hold the gate gradients of its whole group takes them from L2 in
+// `pieces`, each the values of `peers` blocks, into one of two buffers while the other is read.
+//
 // A launch may hold several recurrences, its `parts`: the two directions of a layer, whose groups
 // never wait for each other, or stacked layers, each of which takes the layer below one step
 // behind. A stacked layer also keeps the weights of its input product, all in shared memory.
@@ -34,6 +37,8 @@ constexpr int kRegisterTiles = 24;
 constexpr int kWordBytes = 16, kWordData = 12;
 // Recurrences of a launch.
 constexpr int kMaxParts = 8;
+// Pieces of what a backward exchanges.
+constexpr int kMaxPieces = 8;
 
 // One product of a step and the exchange after its pointwise part.
 struct Phase {
@@ -42,8 +47,9 @@ struct Phase {
   int out_width = 1;  // the same, that are published afterwards
   int gate = 0;       // first gate of the rows (forward) or of what is read (backward)
   int row_tiles = 0, k_splits = 0, k_tiles = 0;
-  int per_warp = 0;  // k tiles of a warp, at most
-  int streamed = 0;  // of these, how many are read from shared memory
+  int piece_tiles = 0, per_piece = 0;  // k tiles of a piece, and of a warp in it, at most
+  int per_warp = 0;                    // k tiles of a warp, at most
+  int streamed = 0;                    // of these, how many are read from shared memory
   int weight_offset = 0;
 };
 
@@ -57,7 +63,9 @@ struct Plan {
   int rows = 0, rows_padded = 0;  // batch rows of a slice, and rounded up to 8
   int warps = 0, phases = 1;
   Phase phase[kMaxPhases];
-  int input_bytes = 0;  // the exchanged values of a whole group
+  int input_bytes = 0;  // the exchanged values of a whole group, or what the pieces need
+  int pieces = 1, peers = 0, piece_bytes = 0;
+  int own_offset = 0;  // with pieces: where a block puts the values that it publishes
   int partial_offset = 0, partial_pitch = 0, bias_offset = 0, barrier_offset = 0;
   int shared_bytes = 0;
   int words = 0;  // of one block's slice, exchange through L2
@@ -141,13 +149,15 @@ inline int resident_groups(const PlanRequest& r, Exchange exchange, int blocks) 
   return r.clusters[size] > 0 ? r.clusters[size] : r.processors / 18 * (16 / blocks);
 }
 
-// The geometry of one product over `chunks` chunks; false where it has too many rows.
-inline bool cut(Phase* f, int units, int chunks, int in_registers) {
+// The geometry of one product over pieces of `chunks` chunks; false where it has too many rows.
+inline bool cut(Phase* f, int units, int chunks, int pieces, int in_registers) {
   f->row_tiles = ceil_div(f->row_gates * units, kTileRows);
   if (f->row_tiles > kMaxWarps) return false;
-  f->k_tiles = ceil_div(chunks, 2);
-  f->k_splits = std::min(kMaxWarps / f->row_tiles, f->k_tiles);
-  f->per_warp = ceil_div(f->k_tiles, f->k_splits);
+  f->piece_tiles = ceil_div(chunks, 2);
+  f->k_tiles = pieces * f->piece_tiles;
+  f->k_splits = std::min(kMaxWarps / f->row_tiles, f->piece_tiles);
+  f->per_piece = ceil_div(f->piece_tiles, f->k_splits);
+  f->per_warp = pieces * f->per_piece;
   f->streamed = std::max(0, f->per_warp - in_registers);
   return true;
 }
@@ -170,26 +180,35 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   int offset = 0, slice_bytes = 0, active = 0, widest = 0;
   for (int i = 0; i < p.phases; ++i) {
     Phase& f = p.phase[i];
-    const int chunks = p.blocks * f.in_width * p.units / per_chunk;
-    if (!cut(&f, p.units, chunks, in_registers)) {
+    const int chunks = p.peers * f.in_width * p.units / per_chunk;
+    if (p.pieces > 1 && chunks % 2 != 0) {
+      *why = "a piece would end within a tile";
+      return false;
+    }
+    if (!cut(&f, p.units, chunks, p.pieces, in_registers)) {
       *why = kTooManyRows;
       return false;
     }
     active = std::max(active, f.row_tiles * f.k_splits);
-    p.input_bytes = std::max(p.input_bytes, 2 * f.k_tiles * p.rows_padded * kChunkBytes);
+    p.piece_bytes = std::max(p.piece_bytes, 2 * f.piece_tiles * p.rows_padded * kChunkBytes);
     widest = std::max(widest, f.out_width);
   }
   p.parts = r.parts;
   p.stacked = r.stacked;
   if (r.stacked) {
     p.below.row_gates = gates_of(r.cell);
-    if (!cut(&p.below, p.units, p.blocks * p.units / per_chunk, 0)) {
+    if (!cut(&p.below, p.units, p.blocks * p.units / per_chunk, 1, 0)) {
       *why = kTooManyRows;
       return false;
     }
     active = std::max(active, p.below.row_tiles * p.below.k_splits);
   }
   slice_bytes = widest * p.units / per_chunk * p.rows_padded * kChunkBytes;
+  p.input_bytes = p.piece_bytes;
+  if (p.pieces > 1) {
+    p.own_offset = 2 * p.piece_bytes;
+    p.input_bytes = p.own_offset + slice_bytes;
+  }
   p.warps = std::min(kMaxWarps, std::max(active, ceil_div(p.units * p.rows, 32 * kPerThread)));
   if (p.units * p.rows > p.warps * 32 * kPerThread) {
     *why = "a block's threads cannot hold the state of so many rows";
@@ -267,7 +286,9 @@ inline double predict(const PlanRequest& r, const Plan& p) {
     if (p.exchange == Exchange::kCluster) exchange = 450 + bytes / 60;
     if (p.exchange == Exchange::kL2) {
       const double traffic = bytes * kWordBytes / kWordData;
-      exchange = 800 + std::max(traffic / 100, traffic * p.blocks * p.slices * p.parts / 5000);
+      // Every piece but the first waits for its loads again.
+      exchange = 800 + 700 * (p.pieces - 1);
+      exchange += std::max(traffic / 100, traffic * p.blocks * p.slices * p.parts / 5000);
     }
     ns += exchange;
   }
@@ -295,10 +316,11 @@ inline Planned make_plan(const PlanRequest& r) {
     return best;
   }
   int least = 0;  // shared memory of the refused plan that came closest
-  const auto consider = [&](Exchange exchange, int units, int blocks, int rows) {
+  const auto consider = [&](Exchange exchange, int units, int blocks, int rows, int peers) {
     Plan p;
     p.exchange = exchange;
     p.units = units, p.blocks = blocks, p.rows = rows;
+    p.peers = peers, p.pieces = ceil_div(blocks, peers);
     if (!plan_detail::complete(r, &p, &why)) {
       if (p.shared_bytes > 0 && (least == 0 || p.shared_bytes < least)) {
         least = p.shared_bytes;
@@ -316,15 +338,20 @@ inline Planned make_plan(const PlanRequest& r) {
       for (int units = 8; units <= r.max_units; units += 8) {
         const int blocks = ceil_div(hidden, units);
         if (blocks == 1) {
-          consider(Exchange::kNone, units, 1, own);
+          consider(Exchange::kNone, units, 1, own, 1);
           break;
         }
-        consider(Exchange::kL2, units, blocks, own);
+        // Pieces of an even number of blocks end with a whole tile.
+        consider(Exchange::kL2, units, blocks, own, blocks);
+        for (int pieces = 2; r.backward && pieces <= kMaxPieces && pieces < blocks; ++pieces) {
+          const int peers = round_up(ceil_div(blocks, pieces), 2);
+          if (ceil_div(blocks, peers) == pieces) consider(Exchange::kL2, units, blocks, own, peers);
+        }
       }
       for (int blocks = 2; blocks <= r.max_cluster; blocks *= 2) {
         const int units = round_up(ceil_div(hidden, blocks), 8);
         if (units <= r.max_units && ceil_div(hidden, units) > blocks / 2) {
-          consider(Exchange::kCluster, units, blocks, own);
+          consider(Exchange::kCluster, units, blocks, own, blocks);
         }
       }
       if (own == batch) break;
@@ -359,7 +386,8 @@ inline std::string to_string(const Plan& p) {
       std::string(maths[static_cast<int>(p.math)]) + " products, " + std::to_string(p.blocks) +
       " blocks of " + std::to_string(p.units) + " units and " + std::to_string(p.warps) +
       " warps, " + std::to_string(p.slices) + (p.slices == 1 ? " slice of " : " slices of ") +
-      std::to_string(p.rows) + " rows, " + names[static_cast<int>(p.exchange)] + ", weights: ";
+      std::to_string(p.rows) + " rows, " + names[static_cast<int>(p.exchange)] +
+      (p.pieces > 1 ? " in " + std::to_string(p.pieces) + " pieces" : "") + ", weights: ";
   int held = 0, streamed = 0;
   for (int i = 0; i < p.phases; ++i) {
     const Phase& f = p.phase[i];

@@ -128,17 +128,18 @@ class Product {
                       char* shared) {
     tile_ = b.warp % f.row_tiles;
     const int split = b.warp / f.row_tiles;
-    first_ = split * f.per_warp;
-    const int left = f.k_tiles - first_;
+    first_ = split * f.per_piece;
+    const int left = f.piece_tiles - first_;
     active_ = split < f.k_splits;
-    count_ = !active_ ? 0 : left < 0 ? 0 : left < f.per_warp ? left : f.per_warp;
+    count_ = !active_ ? 0 : left < 0 ? 0 : left < f.per_piece ? left : f.per_piece;
     streamed_ = shared + f.weight_offset + b.warp * f.streamed * kTileBytes;
     partial_ = reinterpret_cast<float*>(shared + a.plan.partial_offset) +
                b.warp * kTileRows * a.plan.partial_pitch;
     char* room = reinterpret_cast<char*>(partial_);
-    for (int i = 0; i < count_; ++i) {
+    for (int i = 0; i < a.plan.pieces * count_; ++i) {
+      const int k_tile = i / count_ * f.piece_tiles + first_ + i % count_;
       // Lane l brings chunk l / 16 of row l % 16.
-      const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * (first_ + i) + b.lane / 16;
+      const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * k_tile + b.lane / 16;
       char* tile = i < kRegisters ? room : streamed_ + (i - kRegisters) * kTileBytes;
       *reinterpret_cast<uint4*>(tile + b.lane * 16) =
           weight_chunk<M, kBackward>(a, f, weight, b.first_unit, row, chunk);
@@ -155,29 +156,39 @@ class Product {
     }
   }
 
-  // Partial sums of this warp's rows for every batch row of the slice.
-  SK_DEVICE void run(const Plan& p, const Block& b, const char* input) const {
+  // Partial sums of this warp's rows for every batch row of the slice, over one piece of the input;
+  // all but the first are added to what is there.
+  SK_DEVICE void run(const Plan& p, const Block& b, const char* input, int piece = 0) const {
     if (!active_) return;
     if constexpr (M::kMath == Math::kFloat32) {
-      for (int n = 0; n < p.rows_padded; n += 8) run_fma(p, b, input, n);
+      for (int n = 0; n < p.rows_padded; n += 8) run_fma(p, b, input, piece, n);
     } else {
-      for (int n = 0; n < p.rows_padded; n += 16) run_mma(p, b, input, n);
+      for (int n = 0; n < p.rows_padded; n += 16) run_mma(p, b, input, piece, n);
     }
   }
 
  private:
-  SK_DEVICE void run_mma(const Plan& p, const Block& b, const char* input, int n) const {
+  // The own tiles of a piece; a forward has one.
+  SK_DEVICE int begin(int piece) const { return kBackward ? piece * count_ : 0; }
+  SK_DEVICE static void add(float* partial, float sum, int piece) {
+    *partial = kBackward && piece > 0 ? *partial + sum : sum;
+  }
+
+  SK_DEVICE void run_mma(const Plan& p, const Block& b, const char* input, int piece, int n) const {
+    const int begin_tile = begin(piece), end_tile = begin_tile + count_;
     const bool two = n + 8 < p.rows_padded;
     // Two sums for each column tile halve the chain of dependent products.
     float sum[2][2][4] = {};
     const int column = n + b.lane % 8 + (two ? b.lane / 16 * 8 : 0), half = b.lane / 8 % 2;
     const int pitch = p.rows_padded * kChunkBytes;
-    const char* from = input + (2 * first_ + half) * pitch + column * kChunkBytes;
+    const char* from = input + (2 * (first_ - begin_tile) + half) * pitch + column * kChunkBytes;
 #pragma unroll
     for (int i = 0; i < kRegisters; ++i) {
-      if (i < count_) step(sum[i % 2], held_[i], from + i * 2 * pitch, two);
+      if (i >= begin_tile && i < end_tile) {
+        step(sum[i % 2], held_[i], from + i * 2 * pitch, two);
+      }
     }
-    for (int i = kRegisters; i < count_; ++i) {
+    for (int i = begin_tile < kRegisters ? kRegisters : begin_tile; i < end_tile; ++i) {
       uint32_t weights[4];
       sk::ldmatrix<4>(weights, streamed_ + (i - kRegisters) * kTileBytes + b.lane * 16);
       step(sum[0], weights, from + i * 2 * pitch, two);
@@ -188,8 +199,8 @@ class Product {
       if (c == 1 && !two) break;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        partial_[(row + e / 2 * 8) * p.partial_pitch + n + c * 8 + quad + e % 2] =
-            sum[0][c][e] + sum[1][c][e];
+        add(&partial_[(row + e / 2 * 8) * p.partial_pitch + n + c * 8 + quad + e % 2],
+            sum[0][c][e] + sum[1][c][e], piece);
       }
     }
   }
@@ -202,13 +213,14 @@ class Product {
   }
 
   // Strict float32: a lane owns the same four sums as it would in an mma.
-  SK_DEVICE void run_fma(const Plan& p, const Block& b, const char* input, int n) const {
+  SK_DEVICE void run_fma(const Plan& p, const Block& b, const char* input, int piece, int n) const {
+    const char* weights = streamed_ + begin(piece) * kTileBytes;
     float sum[4] = {};
     const int row = b.lane / 4, quad = b.lane % 4 * 2, pitch = p.rows_padded * kChunkBytes;
     for (int i = 0; i < count_; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const char* w = streamed_ + i * kTileBytes + half * (kTileBytes / 2);
+        const char* w = weights + i * kTileBytes + half * (kTileBytes / 2);
         const char* x = input + (2 * (first_ + i) + half) * pitch + (n + quad) * kChunkBytes;
         const float4 w0 = *reinterpret_cast<const float4*>(w + row * 16);
         const float4 w1 = *reinterpret_cast<const float4*>(w + (row + 8) * 16);
@@ -222,7 +234,7 @@ class Product {
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      partial_[(row + e / 2 * 8) * p.partial_pitch + n + quad + e % 2] = sum[e];
+      add(&partial_[(row + e / 2 * 8) * p.partial_pitch + n + quad + e % 2], sum[e], piece);
     }
   }
   SK_DEVICE static float dot(float4 a, float4 b, float sum) {
