@@ -257,14 +257,15 @@ def choose(call: Call, name: str | None = None) -> Backend:
 
 
 def may_join(device: torch.device) -> bool:
-    """Whether asking `apart` can be worth the time: some backend there joins."""
+    """Whether asking `join` can be worth the time: some backend there joins."""
     return any(b.joins and device.type in b.devices for b in BACKENDS)
 
 
-def apart(call: Call, name: str | None = None) -> str | None:
-    """Why the directions or layers of `call` do not share a launch; None if they do.
+def join(call: Call, name: str | None = None) -> Backend | str:
+    """The backend that runs the directions or layers of `call` in one launch, or why none does.
 
-    They do where the backend that would run each of them alone can also run them together.
+    They share a launch where the backend that would run each of them alone can also run them
+    together.
 
     Raises:
         ValueError, RuntimeError: as `choose` for one of them alone.
@@ -274,9 +275,11 @@ def apart(call: Call, name: str | None = None) -> str | None:
     if not backend.joins:
         return f"{backend.name} has no launch for more than one"
     reason = refusal(backend, call)
-    if reason is None and _record is not None:
+    if reason is not None:
+        return reason
+    if _record is not None:
         _record.append((call, backend.name))
-    return reason
+    return backend
 
 
 def _choose(call: Call, name: str | None) -> Backend:

@@ -213,10 +213,10 @@ def joined(
         directions=1 if stacked else count,
         layers=count if stacked else 1,
     )
-    reason = dispatch.apart(call, backend)
-    if reason is not None:
-        return reason
-    suffix = "_persistent"
+    chosen = dispatch.join(call, backend)
+    if isinstance(chosen, str):
+        return chosen
+    suffix = chosen.suffix
     inputs = Inputs(
         x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
     )

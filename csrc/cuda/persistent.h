@@ -81,7 +81,8 @@ SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r,
 
 template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
-  constexpr int kRegisters = M::kMath == Math::kFloat32 ? 0 : kRegisterTiles / Policy::kPhases;
+  constexpr int kRegisters =
+      (M::kMath == Math::kFloat32 ? kFloat32RegisterTiles : kRegisterTiles) / Policy::kPhases;
   SK_SHARED(shared);
   const Plan& p = a.plan;
   const Block b = own_block(p);

@@ -31,8 +31,9 @@ constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
 // Elements of the state that a thread owns.
 constexpr int kPerThread = 2;
 constexpr int kMaxPhases = 2;
-// Register-resident weight tiles of a warp, over all products of a step.
-constexpr int kRegisterTiles = 24;
+// Register-resident weight tiles of a warp, over all products of a step; strict float32 needs more
+// registers for the rest.
+constexpr int kRegisterTiles = 24, kFloat32RegisterTiles = 10;
 // Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
 constexpr int kWordBytes = 16, kWordData = 12;
 // Recurrences of a launch.
@@ -175,7 +176,8 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.rows_padded = round_up(p.rows, 8);
   p.slices = ceil_div(p.batch, p.rows);
   p.phases = set_phases(r.cell, r.backward, p.phase);
-  const int in_registers = r.math == Math::kFloat32 ? 0 : kRegisterTiles / p.phases;
+  const int in_registers =
+      (r.math == Math::kFloat32 ? kFloat32RegisterTiles : kRegisterTiles) / p.phases;
 
   int offset = 0, slice_bytes = 0, active = 0, widest = 0;
   for (int i = 0; i < p.phases; ++i) {
@@ -269,7 +271,12 @@ inline double predict(const PlanRequest& r, const Plan& p) {
   const int column_pairs = ceil_div(p.rows_padded, 16);
   const auto product = [&](const Phase& f) {
     const double tiles = double(f.row_tiles) * f.k_tiles;
-    if (r.math == Math::kFloat32) return tiles * kTileRows * 8 * p.rows_padded / 128 / kClock;
+    if (r.math == Math::kFloat32) {
+      // Of up to 4 rows none is padded. A read of the input feeds 4 products for 32 lanes.
+      const int columns = p.rows == 1 ? 1 : p.rows <= 4 ? 4 : p.rows_padded;
+      const double streamed = weight_bytes(f) / 128.0 * ceil_div(columns, 8);
+      return (tiles * columns + streamed) / kClock;
+    }
     const double issue = tiles * column_pairs * 2 * 8 / 4;  // two mma a tile, 8 clocks, 4 units
     const double latency = f.per_warp * column_pairs * 18.0;
     const double stream = weight_bytes(f) * double(column_pairs) / 128;

@@ -140,18 +140,23 @@ class Product {
       const int k_tile = i / count_ * f.piece_tiles + first_ + i % count_;
       // Lane l brings chunk l / 16 of row l % 16.
       const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * k_tile + b.lane / 16;
-      char* tile = i < kRegisters ? room : streamed_ + (i - kRegisters) * kTileBytes;
-      *reinterpret_cast<uint4*>(tile + b.lane * 16) =
-          weight_chunk<M, kBackward>(a, f, weight, b.first_unit, row, chunk);
-      if (i >= kRegisters) continue;
-      __syncwarp();
-      uint32_t fragment[4];
-      sk::ldmatrix<4>(fragment, tile + b.lane * 16);
-      __syncwarp();
+      const uint4 own = weight_chunk<M, kBackward>(a, f, weight, b.first_unit, row, chunk);
+      uint32_t held[4];
+      if (i >= kRegisters) {
+        *reinterpret_cast<uint4*>(streamed_ + (i - kRegisters) * kTileBytes + b.lane * 16) = own;
+        continue;
+      } else if constexpr (M::kMath == Math::kFloat32) {
+        memcpy(held, &own, sizeof(held));
+      } else {
+        *reinterpret_cast<uint4*>(room + b.lane * 16) = own;
+        __syncwarp();
+        sk::ldmatrix<4>(held, room + b.lane * 16);
+        __syncwarp();
+      }
       // A register array takes constant indices alone.
 #pragma unroll
       for (int j = 0; j < kRegisters; ++j) {
-        if (i == j) memcpy(held_[j], fragment, sizeof(fragment));
+        if (i == j) memcpy(held_[j], held, sizeof(held));
       }
     }
   }
@@ -161,7 +166,10 @@ class Product {
   SK_DEVICE void run(const Plan& p, const Block& b, const char* input, int piece = 0) const {
     if (!active_) return;
     if constexpr (M::kMath == Math::kFloat32) {
-      for (int n = 0; n < p.rows_padded; n += 8) run_fma(p, b, input, piece, n);
+      // Few rows are not padded.
+      if (p.rows == 1) return run_fma<1>(p, b, input, piece, 0);
+      if (p.rows <= 4) return run_fma<4>(p, b, input, piece, 0);
+      for (int n = 0; n < p.rows_padded; n += 8) run_fma<8>(p, b, input, piece, n);
     } else {
       for (int n = 0; n < p.rows_padded; n += 16) run_mma(p, b, input, piece, n);
     }
@@ -212,33 +220,37 @@ class Product {
     if (two) M::mma(sum[1], weights, {inputs[2], inputs[3]});
   }
 
-  // Strict float32: a lane owns the same four sums as it would in an mma.
+  // Strict float32: a lane owns a row and one chunk of every tile, as it brought them.
+  template <int kColumns>
   SK_DEVICE void run_fma(const Plan& p, const Block& b, const char* input, int piece, int n) const {
-    const char* weights = streamed_ + begin(piece) * kTileBytes;
-    float sum[4] = {};
-    const int row = b.lane / 4, quad = b.lane % 4 * 2, pitch = p.rows_padded * kChunkBytes;
-    for (int i = 0; i < count_; ++i) {
+    const int begin_tile = begin(piece), end_tile = begin_tile + count_;
+    const int row = b.lane % 16, half = b.lane / 16, pitch = p.rows_padded * kChunkBytes;
+    const char* from = input + (2 * (first_ - begin_tile) + half) * pitch + n * kChunkBytes;
+    float sum[kColumns] = {};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const char* w = weights + i * kTileBytes + half * (kTileBytes / 2);
-        const char* x = input + (2 * (first_ + i) + half) * pitch + (n + quad) * kChunkBytes;
-        const float4 w0 = *reinterpret_cast<const float4*>(w + row * 16);
-        const float4 w1 = *reinterpret_cast<const float4*>(w + (row + 8) * 16);
-        const float4 x0 = *reinterpret_cast<const float4*>(x);
-        const float4 x1 = *reinterpret_cast<const float4*>(x + 16);
-        sum[0] = dot(w0, x0, sum[0]);
-        sum[1] = dot(w0, x1, sum[1]);
-        sum[2] = dot(w1, x0, sum[2]);
-        sum[3] = dot(w1, x1, sum[3]);
-      }
+    for (int i = 0; i < kRegisters; ++i) {
+      if (i < begin_tile || i >= end_tile) continue;
+      float4 weights;
+      memcpy(&weights, held_[i], sizeof(weights));
+      dot(sum, weights, from + i * 2 * pitch);
+    }
+    for (int i = begin_tile < kRegisters ? kRegisters : begin_tile; i < end_tile; ++i) {
+      const char* weights = streamed_ + (i - kRegisters) * kTileBytes + b.lane * 16;
+      dot(sum, *reinterpret_cast<const float4*>(weights), from + i * 2 * pitch);
     }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      add(&partial_[(row + e / 2 * 8) * p.partial_pitch + n + quad + e % 2], sum[e], piece);
+    for (int c = 0; c < kColumns; ++c) {
+      sum[c] += __shfl_xor_sync(~0u, sum[c], 16);
+      if (half == 0) add(&partial_[row * p.partial_pitch + n + c], sum[c], piece);
     }
   }
-  SK_DEVICE static float dot(float4 a, float4 b, float sum) {
-    return sk::fma(a.w, b.w, sk::fma(a.z, b.z, sk::fma(a.y, b.y, sk::fma(a.x, b.x, sum))));
+  template <int kColumns>
+  SK_DEVICE static void dot(float (&sum)[kColumns], float4 w, const char* from) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const float4 x = *reinterpret_cast<const float4*>(from + c * kChunkBytes);
+      sum[c] = sk::fma(w.w, x.w, sk::fma(w.z, x.z, sk::fma(w.y, x.y, sk::fma(w.x, x.x, sum[c]))));
+    }
   }
 
   uint32_t held_[kRegisters > 0 ? kRegisters : 1][4];

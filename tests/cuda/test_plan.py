@@ -2,11 +2,16 @@
 
 import itertools
 import math as mathematics
+import sys
+from pathlib import Path
 
 import pytest
 
 from seqkernels import _extension
 from seqkernels.cells import CELLS
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+import plans  # noqa: E402
 
 plan = _extension.C.plan
 
@@ -19,7 +24,7 @@ DEVICES = {
 HIDDEN = (1, 5, 32, 100, 128, 200, 256, 384, 512, 650, 768, 1000, 1024, 1536, 2048, 3072, 5000)
 BATCH = (1, 2, 7, 8, 13, 16, 32, 64, 100, 128, 256, 1000)
 # plan.h
-TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, 24
+TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, (24, 10)
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -39,6 +44,7 @@ def test_every_plan_holds_its_shape(cell, backward, device):
         assert p["rows"] * p["slices"] >= batch > p["rows"] * (p["slices"] - 1), where
         assert p["warps"] <= MAX_WARPS, where
         assert p["units"] * p["rows"] <= p["warps"] * 32 * PER_THREAD, where
+        assert p["pieces"] == 1 or (backward and p["exchange"] == "L2"), where
         # 16-byte chunks never leave a gate, and a slice is a whole number of them.
         assert p["units"] % 8 == 0, where
         if p["exchange"] == "none":
@@ -50,7 +56,7 @@ def test_every_plan_holds_its_shape(cell, backward, device):
             assert p["blocks"] * p["slices"] <= limits["processors"], f"{where}: not co-resident"
             assert p["exchange_bytes"] > 0, where
         element = 2 if math in ("float16", "bfloat16") else 4
-        held = 0 if math == "float32" else REGISTER_TILES // len(p["phases"])
+        held = REGISTER_TILES[math == "float32"] // len(p["phases"])
         for phase in p["phases"]:
             assert phase["row_tiles"] * TILE_ROWS >= phase["rows"], where
             assert phase["row_tiles"] * phase["k_splits"] <= MAX_WARPS, where
@@ -163,6 +169,13 @@ def test_more_memory_never_loses_a_shape():
         if not small["refusal"]:
             assert mathematics.isfinite(large["step_ns"])
             assert large["step_ns"] <= small["step_ns"]
+
+
+@pytest.mark.parametrize("name", plans.BLOCKS)
+def test_published_plans_are_what_the_extension_says(name):
+    page, table = plans.BLOCKS[name]
+    (found,) = plans.block(name).findall((plans.ROOT / page).read_text())
+    assert found[1] == table(), f"{page} is out of date: run python scripts/plans.py"
 
 
 def test_unknown_names():
