@@ -2,6 +2,7 @@
 // it registers the ops. No torch headers.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -41,11 +42,16 @@ Math math_named(const std::string& name) {
 
 // Everything a plan says, and `refusal`, empty where there is a plan.
 py::dict plan(const std::string& cell, const std::string& math, bool backward, int64_t batch,
-              int64_t hidden, int processors, int shared_per_block, int max_cluster,
-              int max_units) {
+              int64_t hidden, int processors, int shared_per_block, int max_cluster, int max_units,
+              int directions, int layers) {
   PlanRequest request{cell_named(cell), math_named(math), backward,    batch,    hidden,
                       processors,       shared_per_block, max_cluster, max_units};
-  const Planned planned = make_plan(request);
+  if (directions < 1 || directions > 2 || (layers > 1 && (directions > 1 || backward))) {
+    throw py::value_error("a launch holds two directions or, forward, several layers");
+  }
+  request.parts = std::max(directions, layers);
+  request.stacked = layers > 1;
+  const Planned planned = make_joint_plan(request);
   const Plan& p = planned.plan;
   py::dict result;
   result["refusal"] = planned.refusal;
@@ -61,9 +67,11 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
   result["warps"] = p.warps;
   result["shared_bytes"] = p.shared_bytes;
   result["exchange_bytes"] = p.exchange_bytes;
+  result["parts"] = p.parts;
+  result["pieces"] = p.pieces;
   py::list phases;
-  for (int i = 0; i < p.phases; ++i) {
-    const Phase& f = p.phase[i];
+  for (int i = 0; i < p.phases + p.stacked; ++i) {
+    const Phase& f = i < p.phases ? p.phase[i] : p.below;
     py::dict phase;
     phase["row_tiles"] = f.row_tiles;
     phase["k_splits"] = f.k_splits;
@@ -79,31 +87,31 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
 }
 
 #ifdef SK_WITH_CUDA
-// Why the persistent kernels cannot run a dispatch.Call on the current device, or None.
-py::object persistent_refusal(const py::object& call) {
+// Why the persistent kernels cannot run a call on the current device, or None.
+py::object persistent_refusal(const std::string& cell, const std::string& dtype, int64_t batch,
+                              int64_t hidden, bool training, int directions, int layers) {
   static DeviceFacts facts;
   if (facts.major == 0) {
     const int error = query_device(&facts);
     if (error != 0) return py::str(std::string("there is no usable GPU: ") + error_name(error));
   }
   if (facts.major < 8) return py::str("it needs compute capability 8.0 or newer");
-  const std::string dtype = py::str(call.attr("dtype"));  // "torch.float16"
-  std::string math = dtype.substr(dtype.find('.') + 1);
-  if (math == "float64") return py::str("there is no persistent kernel for float64");
-  if (math == "float32" && tf32_allowed()) math = "tf32";
+  if (dtype == "float64") return py::str("there is no persistent kernel for float64");
   PlanRequest request;
-  request.cell = cell_named(call.attr("cell").cast<std::string>());
-  request.math = math_named(math);
-  request.batch = call.attr("batch").cast<int64_t>();
-  request.hidden = call.attr("hidden_size").cast<int64_t>();
+  request.cell = cell_named(cell);
+  request.math = math_named(dtype == "float32" && tf32_allowed() ? "tf32" : dtype);
+  request.batch = batch, request.hidden = hidden;
   request.processors = facts.processors;
   request.shared_per_block = facts.shared_per_block;
   request.max_cluster = facts.max_cluster;
   request.max_units = facts.max_units;
-  const bool training = call.attr("training").cast<bool>();
+  std::copy_n(facts.clusters, 4, request.clusters);
   for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
-    const std::string refusal = make_plan(request).refusal;
+    // The backward of stacked layers has a launch for each.
+    request.stacked = layers > 1 && !backward;
+    request.parts = layers > 1 && backward ? 1 : std::max(directions, layers);
+    const std::string refusal = make_joint_plan(request).refusal;
     if (!refusal.empty()) return py::str((backward ? "in the backward, " : "") + refusal);
   }
   return py::none();
@@ -117,8 +125,9 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SK_WITH_CUDA
   m.attr("with_cuda") = true;
   m.def("persistent_refusal", &persistent_refusal,
-        "Why the persistent kernels cannot run a dispatch.Call on this device, or None.",
-        py::arg("call"));
+        "Why the persistent kernels cannot run a call on this device, or None.", py::arg("cell"),
+        py::arg("dtype"), py::arg("batch"), py::arg("hidden_size"), py::arg("training") = false,
+        py::arg("directions") = 1, py::arg("layers") = 1);
 #else
   m.attr("with_cuda") = false;
 #endif
@@ -129,5 +138,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("cell"), py::arg("math"), py::arg("backward"), py::arg("batch"),
         py::arg("hidden_size"), py::kw_only(), py::arg("processors") = 132,
         py::arg("shared_per_block") = 227 << 10, py::arg("max_cluster") = 16,
-        py::arg("max_units") = 256);
+        py::arg("max_units") = 256, py::arg("directions") = 1, py::arg("layers") = 1);
 }

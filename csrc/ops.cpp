@@ -15,6 +15,12 @@
 //
 // rows_product, on the CPU in float32 and float64: the gradient of a weight from gate gradients
 // side by side, each [R, M], and inputs one on another, together [R, K]: [sum of M, K].
+//
+// Several recurrences in one launch. Directions, first forward, then reverse, lie side by side:
+//   gates_x [T, N, 2*G*H], output, c_sequence [T, N, 2*H], saved [T, N, 2*K*H]; states [2, N, H]
+// Layers, each fed by the one below, lie one after another; all but the first project their input
+// themselves, with weight_ih [G*H, H] and bias_ih:
+//   gates_x [T, N, G*H] of the first, output, c_sequence [L, T, N, H], saved [L, T, N, K*H]
 #include <torch/csrc/stable/library.h>
 
 #include "cells.h"
@@ -28,6 +34,19 @@
   "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
   "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                      \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
+#define SK_DIRECTIONS                                                                \
+  "(Tensor gates_x, Tensor[] weight_hh, Tensor[] bias_hh, Tensor h_0, Tensor? c_0, " \
+  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "              \
+  "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
+#define SK_DIRECTIONS_BACKWARD                                                                    \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "           \
+  "Tensor[] weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
+  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> "                                      \
+  "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
+#define SK_LAYERS                                                                                 \
+  "(Tensor gates_x, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, " \
+  "Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "  \
+  "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
 // One step, pointwise: gates_x, gates_h [N, G*H], state [N, H]. Here grad_gates_h is whole for gru.
 #define SK_CELL                                                          \
   "(Tensor gates_x, Tensor gates_h, Tensor h, Tensor? c, bool save) -> " \
@@ -42,11 +61,14 @@
   "Tensor? c, bool save) -> (Tensor new_h, Tensor new_c, Tensor saved)"
 
 STABLE_TORCH_LIBRARY(seqkernels, m) {
-#define SK_DEFINE(Type, name)                             \
-  m.def(#name "_sequence" SK_SEQUENCE);                   \
-  m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD); \
-  m.def(#name "_sequence_persistent" SK_SEQUENCE);        \
-  m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);
+#define SK_DEFINE(Type, name)                                            \
+  m.def(#name "_sequence" SK_SEQUENCE);                                  \
+  m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD);                \
+  m.def(#name "_sequence_persistent" SK_SEQUENCE);                       \
+  m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);     \
+  m.def(#name "_directions_persistent" SK_DIRECTIONS);                   \
+  m.def(#name "_directions_persistent_backward" SK_DIRECTIONS_BACKWARD); \
+  m.def(#name "_layers_persistent" SK_LAYERS);
   SK_FOR_EACH_CELL(SK_DEFINE)
 #undef SK_DEFINE
   m.def("rows_product(Tensor[] grads, Tensor[] x) -> Tensor");

@@ -30,6 +30,9 @@ class Call(NamedTuple):
         c_sequence: the cell state of every step is asked for.
         reverse: the sequence is run from its end.
         bias: the layer has biases.
+        directions: 2 where both directions of a layer are to share a launch.
+        layers: more than 1 where layers that feed one another are to share a launch.
+        apart: why this layer or direction does not share a launch with others, if it might have.
     """
 
     cell: str
@@ -47,6 +50,9 @@ class Call(NamedTuple):
     c_sequence: bool = False
     reverse: bool = False
     bias: bool = True
+    directions: int = 1
+    layers: int = 1
+    apart: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Backend:
         suffix: end of its op names; None where it has no sequence op.
         can_run: the reason it cannot run a call, or None.
         summary: one line for `backends()`.
+        joins: it has ops for both directions, and for several layers, in one launch; `can_run` then
+            answers for such calls, too.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Backend:
     suffix: str | None
     can_run: Callable[[Call], str | None]
     summary: str
+    joins: bool = False
 
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -127,8 +136,29 @@ def _stepwise(call: Call) -> str | None:
     return _compiled(call)
 
 
+@torch.compiler.assume_constant_result
+def _planned(*question) -> str | None:
+    """What plan.h says of a call, for torch.compile a constant: it cannot trace the extension."""
+    return _extension.C.persistent_refusal(*question)
+
+
 def _persistent(call: Call) -> str | None:
-    return _stepwise(call) or _extension.C.persistent_refusal(call)
+    reason = _stepwise(call)
+    if reason is not None:
+        return reason
+    if torch.compiler.is_exporting() and isinstance(call.batch, torch.SymInt):
+        return "a launch is planned for one batch size, an exported program is for every batch"
+    return _planned(
+        call.cell,
+        str(call.dtype).removeprefix("torch."),
+        # A program that torch.compile makes for every batch is made again for each: its dynamic
+        # sizes become constants where they are counted.
+        len(range(call.batch)),
+        call.hidden_size,
+        call.training,
+        call.directions,
+        call.layers,
+    )
 
 
 def _triton(call: Call) -> str | None:
@@ -150,6 +180,7 @@ BACKENDS: tuple[Backend, ...] = (
         "_persistent",
         _persistent,
         "CUDA kernels that keep the weights on chip",
+        joins=True,
     ),
     Backend("triton", ("cuda",), "_triton", _triton, "Triton kernels, no compiler needed"),
     Backend("stepwise", ("cuda",), "", _stepwise, "a product and a cell kernel per step"),
@@ -222,6 +253,36 @@ def choose(call: Call, name: str | None = None) -> Backend:
     name = name or _selected
     if _record is not None:
         _record.append((call, name))
+    return _choose(call, name)
+
+
+def may_join(device: torch.device) -> bool:
+    """Whether asking `join` can be worth the time: some backend there joins."""
+    return any(b.joins and device.type in b.devices for b in BACKENDS)
+
+
+def join(call: Call, name: str | None = None) -> Backend | str:
+    """The backend that runs the directions or layers of `call` in one launch, or why none does.
+
+    They share a launch where the backend that would run each of them alone can also run them
+    together.
+
+    Raises:
+        ValueError, RuntimeError: as `choose` for one of them alone.
+    """
+    name = name or _selected
+    backend = _choose(call._replace(directions=1, layers=1), name)
+    if not backend.joins:
+        return f"{backend.name} has no launch for more than one"
+    reason = refusal(backend, call)
+    if reason is not None:
+        return reason
+    if _record is not None:
+        _record.append((call, backend.name))
+    return backend
+
+
+def _choose(call: Call, name: str | None) -> Backend:
     if name is not None:
         backend = named(name)
         reason = refusal(backend, call)
@@ -274,6 +335,8 @@ def explain_call(call: Call, name: str | None = None) -> str:
         reason = refusal(backend, call)
         if reason is None:
             lines.append(f"{backend.name}: {backend.summary}")
+            if call.apart is not None:
+                lines.insert(0, f"a launch of its own: {call.apart}")
             break
         if not backend.devices or call.device.type in backend.devices:
             lines.append(f"not {backend.name}: {reason}")

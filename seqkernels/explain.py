@@ -19,6 +19,10 @@ def _describe(call: dispatch.Call) -> str:
         for name in ("training", "reverse", "packed", "lengths", "reset", "c_sequence")
         if getattr(call, name)
     ]
+    if call.directions > 1:
+        options.append("both directions in one launch")
+    if call.layers > 1:
+        options.append(f"{call.layers} layers in one launch")
     dtype = str(call.dtype).removeprefix("torch.")
     sizes = f"T={call.steps} N={call.batch} I={call.input_size} H={call.hidden_size}"
     return " ".join([call.cell, sizes, dtype, call.device.type, *options])
@@ -47,8 +51,9 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
         keywords: its keyword arguments.
 
     Returns:
-        For every call of a layer in one direction its cell, sizes, dtype, device and options; the
-        backend; and why each backend tried before it cannot run the call.
+        For every call of a layer in one direction, or of several in one launch, its cell, sizes,
+        dtype, device and options; the backend; why each backend tried before it cannot run the
+        call; and why directions or layers that could share a launch do not.
 
     Raises:
         RuntimeError: a backend that the user has named cannot run a call, or the module does what

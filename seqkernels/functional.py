@@ -4,6 +4,8 @@ The layers in `seqkernels.nn` are loops over these two functions. Shapes are che
 that faces the user; the ops check them again.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from . import dispatch, ops, reference
 from .cells import CELLS, CellSpec
 from .ops.gemm import linear
+from .ops.joined import EAGER_JOINED, Inputs, Weights, joined_forward
 from .ops.layer import EAGER
 from .ops.sequence import reference_sequence
 from .ops.step import FEW_ROWS, Step, infer
@@ -66,6 +69,7 @@ def sequence(
     reverse: bool = False,
     return_c_sequence: bool = False,
     backend: str | None = None,
+    apart: str | None = None,
 ) -> tuple[Tensor, _State, Tensor | None]:
     """Run one layer in one direction over a whole sequence.
 
@@ -84,6 +88,7 @@ def sequence(
         reverse: run from each row's last step to its first.
         return_c_sequence: also return c after every step.
         backend: a name from `dispatch.backends()`; by default the first that can run.
+        apart: what `joined` said when it was asked about this layer and others, for `explain`.
 
     Returns:
         The hidden state after every step, [T, N, H] or packed; the final state, each [N, H]; and c
@@ -121,6 +126,7 @@ def sequence(
         c_sequence=return_c_sequence,
         reverse=reverse,
         bias=bias_ih is not None,
+        apart=apart,
     )
     chosen = dispatch.choose(call, backend)
     if chosen.name == "onednn":
@@ -147,6 +153,90 @@ def sequence(
             with torch._C._AutoDispatchBelowAutograd():
                 results = run(gates_x, weight_hh, bias_h, h_0, c_0, *layout)
     output, h_n, c_n, c_sequence, _ = results
+    if spec.states == 1:
+        return output, (h_n,), None
+    return output, (h_n, c_n), c_sequence if return_c_sequence else None
+
+
+def joined(
+    cell: str,
+    x: Tensor,
+    state: _State,
+    weights: Sequence[Sequence[Tensor | None]],
+    stacked: bool,
+    *,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    return_c_sequence: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, _State, Tensor | None] | str:
+    """Run both directions of a layer, or layers that feed one another, in one launch.
+
+    Args:
+        cell: a key of `seqkernels.cells.CELLS`.
+        x: input at every step, [T, N, I]; packed, [sum(batch_sizes), I].
+        state: initial (h,) or (h, c), each [parts, N, H].
+        weights: for each part weight_ih, weight_hh, bias_ih and bias_hh, as `sequence` takes them.
+        stacked: the parts are layers, the first one first; otherwise the two directions of a layer,
+            forward and reverse.
+        lengths: as in `sequence`.
+        batch_sizes: as in `sequence`.
+        reset: as in `sequence`.
+        return_c_sequence: also return c after every step; of layers that of the last.
+        backend: as in `sequence`.
+
+    Returns:
+        The hidden state after every step, of directions side by side, [T, N, 2*H], of layers that
+        of the last, [T, N, H], or packed; the final state, each [parts, N, H]; and c after every
+        step, or None. A string where this call takes a launch for each part: the reason.
+
+    Raises:
+        RuntimeError: the named backend cannot run this call; the message says why.
+    """
+    spec = CELLS[cell]
+    count = len(weights)
+    flat = _autocast(x.device.type, (x, *state, *(t for part in weights for t in part)))
+    training, (x, *rest) = _needs_grad(flat), flat
+    state, rest = rest[: spec.states], rest[spec.states :]
+    ih, hh, bias_ih, bias_hh = ([t for t in rest[i::4] if t is not None] for i in range(4))
+    call = dispatch.Call(
+        cell=cell,
+        device=x.device,
+        dtype=x.dtype,
+        steps=x.shape[0] if batch_sizes is None else batch_sizes.shape[0],
+        batch=state[0].shape[1],
+        hidden_size=hh[0].shape[1],
+        input_size=x.shape[-1],
+        training=training,
+        lengths=lengths is not None,
+        packed=batch_sizes is not None,
+        reset=reset is not None,
+        transformed=_transformed(flat),
+        c_sequence=return_c_sequence,
+        bias=bool(bias_ih),
+        directions=1 if stacked else count,
+        layers=count if stacked else 1,
+    )
+    chosen = dispatch.join(call, backend)
+    if isinstance(chosen, str):
+        return chosen
+    suffix = chosen.suffix
+    inputs = Inputs(
+        x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
+    )
+    found = Weights(ih, hh, bias_ih, bias_hh)
+    if not training:
+        results = joined_forward(spec, inputs, found, stacked, return_c_sequence, suffix)
+    elif torch.compiler.is_compiling():
+        op = ops.get(f"{cell}_joined")
+        x, *others = inputs
+        results = op(x, *found, *others, stacked, True, suffix)
+    else:
+        results = EAGER_JOINED[cell](inputs, found, stacked, suffix)
+    output, h_n, c_n, c_sequence = results[:4]
+    if stacked and not training:
+        output, c_sequence = output[-1], c_sequence[-1] if return_c_sequence else None
     if spec.states == 1:
         return output, (h_n,), None
     return output, (h_n, c_n), c_sequence if return_c_sequence else None

@@ -29,7 +29,7 @@ struct BackwardState {
       grad_h[i] = grad_c[i] = 0.0f;
       dropped[i] = false;
       if (element[i].valid) {
-        const int64_t at = int64_t(element[i].batch_row) * a.plan.hidden + element[i].hidden;
+        const int64_t at = int64_t(element[i].state_row) * a.plan.hidden + element[i].hidden;
         grad_h[i] = value_at<scalar_t>(a.grad_h_n, at);
         if constexpr (kIsLstm) grad_c[i] = value_at<scalar_t>(a.grad_c_n, at);
       }
@@ -37,10 +37,10 @@ struct BackwardState {
   }
 
   SK_DEVICE static int time(const SequenceArgs& a, const Steps& steps, int s) {
-    return a.reverse ? s : steps.count - 1 - s;
+    return reversed(a, steps.part) ? s : steps.count - 1 - s;
   }
 
-  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s) {
+  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s, const char*) {
     const int t = time(a, steps, s), hidden = a.plan.hidden;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -49,13 +49,14 @@ struct BackwardState {
       reset[i] = false;
       if (!alive[i]) continue;
       if (a.reset != nullptr) reset[i] = a.reset[int64_t(t) * a.plan.batch + e.batch_row];
-      const int64_t row = sequence_row(a, t, e.batch_row), at = row * hidden + e.hidden;
+      const int64_t row = sequence_row(a, steps.part, t, e.batch_row), at = row * hidden + e.hidden;
       from_h[i] = value_at<scalar_t>(a.grad_output, at);
       // The state before this step: of the step before it, or the initial one.
-      const int before = a.reverse ? t + 1 : t - 1;
+      const int before = reversed(a, steps.part) ? t + 1 : t - 1;
       const bool inside = before >= 0 && before < e.length;
-      const int64_t before_at = inside ? sequence_row(a, before, e.batch_row) * hidden + e.hidden
-                                       : int64_t(e.batch_row) * hidden + e.hidden;
+      const int64_t before_row =
+          inside ? sequence_row(a, steps.part, before, e.batch_row) : int64_t(e.state_row);
+      const int64_t before_at = before_row * hidden + e.hidden;
       if constexpr (kIsLstm) {
         from_c[i] = value_at<scalar_t>(a.grad_c_sequence, at);
         state[i] = value_at<scalar_t>(a.c_sequence, at);
@@ -77,9 +78,9 @@ struct BackwardState {
     return dropped[i] ? 0.0f : summed(p, f, shared, element[i].unit, element[i].row);
   }
 
-  SK_DEVICE void write(const SequenceArgs& a, int t, int i, bool zero) const {
+  SK_DEVICE void write(const SequenceArgs& a, const Steps& steps, int t, int i, bool zero) const {
     const Element& e = element[i];
-    const int64_t row = sequence_row(a, t, e.batch_row);
+    const int64_t row = sequence_row(a, steps.part, t, e.batch_row);
 #pragma unroll
     for (int k = 0; k < C::kGates; ++k) {
       put<scalar_t>(a.grad_gates_x, (row * C::kGates + k) * a.plan.hidden + e.hidden,
@@ -95,7 +96,7 @@ struct BackwardState {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!element[i].valid || (!alive[i] && a.offsets != nullptr)) continue;
-      write(a, t, i, !alive[i]);
+      write(a, steps, t, i, !alive[i]);
     }
   }
 
@@ -104,12 +105,12 @@ struct BackwardState {
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = element[i];
       if (!e.valid) continue;
-      const int64_t at = int64_t(e.batch_row) * a.plan.hidden + e.hidden;
+      const int64_t at = int64_t(e.state_row) * a.plan.hidden + e.hidden;
       const float last = steps.count > 0 ? returned(a.plan, a.plan.phase[0], shared, i) : 0.0f;
       put<scalar_t>(a.grad_h_0, at, grad_h[i] + last);
       if constexpr (kIsLstm) put<scalar_t>(a.grad_c_0, at, grad_c[i]);
       if (a.offsets != nullptr) continue;
-      for (int t = steps.count; t < steps.total; ++t) write(a, t, i, true);
+      for (int t = steps.count; t < steps.total; ++t) write(a, steps, t, i, true);
     }
   }
 };

@@ -109,6 +109,26 @@ struct Ops {
     return kFunction(spec(), grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
                      output, c_sequence, saved, lengths, batch_sizes, reset, reverse);
   }
+  static ForwardResult directions(Tensor gates_x, Tensors weight_hh, Tensors bias_hh, Tensor h_0,
+                                  Optional c_0, Optional lengths, Optional batch_sizes,
+                                  Optional reset, bool save) {
+    return directions_forward(spec(), gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes,
+                              reset, save);
+  }
+  static BackwardResult directions_grad(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
+                                        Optional grad_c_sequence, Tensors weight_hh, Tensor h_0,
+                                        Optional c_0, Tensor output, Tensor c_sequence,
+                                        Tensor saved, Optional lengths, Optional batch_sizes,
+                                        Optional reset) {
+    return directions_backward(spec(), grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh,
+                               h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset);
+  }
+  static ForwardResult layers(Tensor gates_x, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
+                              Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
+                              Optional batch_sizes, Optional reset, bool save) {
+    return layers_forward(spec(), gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0,
+                          lengths, batch_sizes, reset, save);
+  }
 };
 
 }  // namespace
@@ -123,7 +143,11 @@ STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
   m.impl(#name "_sequence_persistent",                                                           \
          TORCH_BOX((&Ops<Type, Cell::k##Type>::forward<&persistent_forward>)));                  \
   m.impl(#name "_sequence_persistent_backward",                                                  \
-         TORCH_BOX((&Ops<Type, Cell::k##Type>::backward<&persistent_backward>)));
+         TORCH_BOX((&Ops<Type, Cell::k##Type>::backward<&persistent_backward>)));                \
+  m.impl(#name "_directions_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::directions)));    \
+  m.impl(#name "_directions_persistent_backward",                                                \
+         TORCH_BOX((&Ops<Type, Cell::k##Type>::directions_grad)));                               \
+  m.impl(#name "_layers_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 #define SK_IMPL(Type, name)                                            \

@@ -6,6 +6,9 @@
 // cut into words of 12 bytes and a flag that names the round: a reader that sees the flag has the
 // data, so no fence and no second access is needed, and nothing is ever cleared.
 //
+// A backward may take the slices in pieces (plan.h): then nothing is collected before the product
+// that reads it.
+//
 // Why a buffer may be written again: a block publishes round r after it has collected round r - 1,
 // which its peers published after they had read all of round r - 2, the last user of the buffer.
 #pragma once
@@ -43,9 +46,14 @@ class Exchanger {
     return shared_ + (other ? plan_->input_bytes : 0);
   }
 
-  // The own slice lies in input(round + 1); a block barrier precedes. `bytes` is a slice's size.
+  // Where the values that round `round` publishes are staged; `bytes` is a slice's size.
+  SK_DEVICE char* slice(const Block& b, int round, int bytes) const {
+    return plan_->pieces > 1 ? shared_ + plan_->own_offset : input(round + 1) + b.own * bytes;
+  }
+
+  // The own slice is staged; a block barrier precedes.
   SK_DEVICE void publish(const Block& b, int round, int bytes) const {
-    const char* slice = input(round + 1) + b.own * bytes;
+    const char* slice = this->slice(b, round, bytes);
     if (plan_->exchange == Exchange::kCluster) {
       const uint32_t to = sk::shared_address(slice);
       const uint32_t barrier = sk::shared_address(&barriers_[(round + 1) % 2]);
@@ -76,47 +84,71 @@ class Exchanger {
       if (b.thread == 0) sk::mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 1) * bytes);
       sk::mbarrier_wait_cluster(barrier, round / 2 % 2);
     } else if (plan_->exchange == Exchange::kL2) {
-      const int words = ceil_div_device(bytes, kWordData), per_slice = ceil_div_device(words, 32);
-      const int warps = b.threads / 32, total = plan_->blocks * per_slice;
-      for (int first = b.warp; first < total; first += kFlight * warps) {
-        // All loads of a batch are on their way before the first is looked at.
-        sk::Word128 word[kFlight];
-#pragma unroll
-        for (int i = 0; i < kFlight; ++i) {
-          const int item = first + i * warps, peer = item / per_slice;
-          const int w = item % per_slice * 32 + b.lane;
-          if (item < total && peer != b.own && w < words) {
-            word[i] = sk::load_relaxed(at(b, round, peer) + w);
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kFlight; ++i) {
-          const int item = first + i * warps, peer = item / per_slice;
-          const int w = item % per_slice * 32 + b.lane;
-          if (item >= total || peer == b.own || w >= words) continue;
-          while (uint32_t(word[i].high >> 32) != flag(round)) {
-            sk::spin_yield();
-            word[i] = sk::load_relaxed(at(b, round, peer) + w);
-          }
-          auto* to = reinterpret_cast<uint32_t*>(input(round + 1) + peer * bytes) + 3 * w;
-          const int left = bytes / 4 - 3 * w;
-          to[0] = uint32_t(word[i].low);
-          if (left > 1) to[1] = uint32_t(word[i].low >> 32);
-          if (left > 2) to[2] = uint32_t(word[i].high);
-        }
+      collect_words(b, round, bytes, 0, plan_->blocks, input(round + 1));
+    }
+  }
+
+  // The same for the blocks of one piece, the own one included; a block barrier must follow. The
+  // buffer is that of the piece before the last: whoever passed the barrier of the last one has
+  // read it.
+  SK_DEVICE const char* collect_piece(const Block& b, int round, int bytes, int piece) const {
+    const int first = piece * plan_->peers, left = plan_->blocks - first;
+    const int count = left < plan_->peers ? left : plan_->peers;
+    char* buffer = shared_ + piece % 2 * plan_->piece_bytes;
+    if (b.own >= first && b.own < first + count) {
+      const char* own = shared_ + plan_->own_offset;
+      char* to = buffer + (b.own - first) * bytes;
+      for (int i = b.thread * 16; i < bytes; i += b.threads * 16) {
+        *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(own + i);
       }
     }
+    collect_words(b, round, bytes, first, count, buffer);
+    return buffer;
   }
 
  private:
   static constexpr int kFlight = 4;
 
+  // The slices of `blocks` blocks from `first_peer` on, but for the own one.
+  SK_DEVICE void collect_words(const Block& b, int round, int bytes, int first_peer, int blocks,
+                               char* buffer) const {
+    const int words = ceil_div_device(bytes, kWordData), per_slice = ceil_div_device(words, 32);
+    const int warps = b.threads / 32, total = blocks * per_slice;
+    for (int first = b.warp; first < total; first += kFlight * warps) {
+      // All loads of a batch are on their way before the first is looked at.
+      sk::Word128 word[kFlight];
+#pragma unroll
+      for (int i = 0; i < kFlight; ++i) {
+        const int item = first + i * warps, peer = first_peer + item / per_slice;
+        const int w = item % per_slice * 32 + b.lane;
+        if (item < total && peer != b.own && w < words) {
+          word[i] = sk::load_relaxed(at(b, round, peer) + w);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kFlight; ++i) {
+        const int item = first + i * warps, place = item / per_slice, peer = first_peer + place;
+        const int w = item % per_slice * 32 + b.lane;
+        if (item >= total || peer == b.own || w >= words) continue;
+        while (uint32_t(word[i].high >> 32) != flag(round)) {
+          sk::spin_yield();
+          word[i] = sk::load_relaxed(at(b, round, peer) + w);
+        }
+        auto* to = reinterpret_cast<uint32_t*>(buffer + place * bytes) + 3 * w;
+        const int left = bytes / 4 - 3 * w;
+        to[0] = uint32_t(word[i].low);
+        if (left > 1) to[1] = uint32_t(word[i].low >> 32);
+        if (left > 2) to[2] = uint32_t(word[i].high);
+      }
+    }
+  }
+
   SK_DEVICE static int ceil_div_device(int a, int b) { return (a + b - 1) / b; }
   // Memory is zero at launch: no round has flag 0.
   SK_DEVICE static uint32_t flag(int round) { return uint32_t(round) + 1; }
   SK_DEVICE sk::Word128* at(const Block& b, int round, int peer) const {
-    const int64_t slices = plan_->slices;
-    return words_ + ((round % 2 * slices + b.group) * plan_->blocks + peer) * plan_->words;
+    const int64_t groups = plan_->slices * plan_->parts;
+    return words_ + ((round % 2 * groups + b.group) * plan_->blocks + peer) * plan_->words;
   }
 
   const Plan* plan_;

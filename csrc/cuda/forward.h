@@ -23,15 +23,20 @@ struct ForwardState {
   SK_DEVICE void begin(const SequenceArgs& a, const Block& b, char* shared) {
     const Plan& p = a.plan;
     auto* biases = reinterpret_cast<float*>(shared + p.bias_offset);
-    for (int i = b.thread; i < C::kGates * p.units; i += b.threads) {
+    const int count = C::kGates * p.units;
+    for (int i = b.thread; i < count; i += b.threads) {
       const int unit = b.first_unit + i % p.units;
-      biases[i] =
-          unit < p.hidden ? value_at<scalar_t>(a.bias_hh, i / p.units * p.hidden + unit) : 0.0f;
+      const int64_t at = int64_t(i / p.units) * p.hidden + unit;
+      biases[i] = unit < p.hidden ? value_at<scalar_t>(a.bias_hh[b.part], at) : 0.0f;
+      if (p.stacked != 0) {
+        biases[count + i] = unit < p.hidden ? value_at<scalar_t>(a.bias_ih[b.part], at) : 0.0f;
+      }
     }
     bias = biases;
     for (int i = b.thread; i < b.rows * p.hidden; i += b.threads) {
       const int row = i / p.hidden, k = i % p.hidden;
-      const float x = value_at<scalar_t>(a.h_0, int64_t(batch_row(a, b, row)) * p.hidden + k);
+      const int64_t state_row = int64_t(b.part) * p.batch + batch_row(a, b, row);
+      const float x = value_at<scalar_t>(a.h_0, state_row * p.hidden + k);
       char* chunk = shared + (k / kChunk<M> * p.rows_padded + row) * kChunkBytes;
       reinterpret_cast<typename M::element*>(chunk)[k % kChunk<M>] = to_element<M>(x);
     }
@@ -40,7 +45,7 @@ struct ForwardState {
       element[i] = own_element(a, b, i);
       h[i] = c[i] = 0.0f;
       if (element[i].valid) {
-        const int64_t at = int64_t(element[i].batch_row) * p.hidden + element[i].hidden;
+        const int64_t at = int64_t(element[i].state_row) * p.hidden + element[i].hidden;
         h[i] = value_at<scalar_t>(a.h_0, at);
         c[i] = value_at<scalar_t>(a.c_0, at);
       }
@@ -48,11 +53,14 @@ struct ForwardState {
   }
 
   SK_DEVICE static int time(const SequenceArgs& a, const Steps& steps, int s) {
-    return a.reverse ? steps.count - 1 - s : s;
+    return reversed(a, steps.part) ? steps.count - 1 - s : s;
   }
 
-  // Starts the loads of step s; they arrive while the block waits for the others.
-  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s) {
+  // Starts the loads of step s; they arrive while the block waits for the others. A layer above the
+  // first finds its gates in the partial sums of its input product.
+  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s, const char* shared) {
+    const Plan& p = a.plan;
+    const bool inside = p.stacked != 0 && steps.part > 0;
     const int t = time(a, steps, s);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -61,18 +69,26 @@ struct ForwardState {
       reset[i] = false;
       if (!alive[i]) continue;
       if (a.reset != nullptr) reset[i] = a.reset[int64_t(t) * a.plan.batch + e.batch_row];
-      const int64_t row = sequence_row(a, t, e.batch_row) * C::kGates * a.plan.hidden;
+      if (inside) {
+#pragma unroll
+        for (int k = 0; k < C::kGates; ++k) {
+          const int r = k * p.units + e.unit;
+          gates_x[i][k] = bias[C::kGates * p.units + r] + summed(p, p.below, shared, r, e.row);
+        }
+        continue;
+      }
+      const int64_t row = sequence_row(a, steps.part, t, e.batch_row) * C::kGates * p.hidden;
 #pragma unroll
       for (int k = 0; k < C::kGates; ++k) {
-        gates_x[i][k] = value_at<scalar_t>(a.gates_x, row + k * a.plan.hidden + e.hidden);
+        gates_x[i][k] = value_at<scalar_t>(a.gates_x, row + k * p.hidden + e.hidden);
       }
     }
   }
 
-  SK_DEVICE void write(const SequenceArgs& a, int t, int i, bool zero) const {
+  SK_DEVICE void write(const SequenceArgs& a, const Steps& steps, int t, int i, bool zero) const {
     const Element& e = element[i];
     const int hidden = a.plan.hidden;
-    const int64_t row = sequence_row(a, t, e.batch_row);
+    const int64_t row = sequence_row(a, steps.part, t, e.batch_row);
     put<scalar_t>(a.output, row * hidden + e.hidden, zero ? 0.0f : out_h[i]);
     if constexpr (C::kStates == 2) {
       put<scalar_t>(a.c_sequence, row * hidden + e.hidden, zero ? 0.0f : out_c[i]);
@@ -89,7 +105,7 @@ struct ForwardState {
     for (int i = 0; i < kPerThread; ++i) {
       // A packed row that has ended has no place.
       if (!element[i].valid || (!alive[i] && a.offsets != nullptr)) continue;
-      write(a, t, i, !alive[i]);
+      write(a, steps, t, i, !alive[i]);
     }
   }
 
@@ -98,11 +114,11 @@ struct ForwardState {
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = element[i];
       if (!e.valid) continue;
-      const int64_t at = int64_t(e.batch_row) * a.plan.hidden + e.hidden;
+      const int64_t at = int64_t(e.state_row) * a.plan.hidden + e.hidden;
       put<scalar_t>(a.h_n, at, h[i]);
       if constexpr (C::kStates == 2) put<scalar_t>(a.c_n, at, c[i]);
       if (a.offsets != nullptr) continue;
-      for (int t = steps.count; t < steps.total; ++t) write(a, t, i, true);
+      for (int t = steps.count; t < steps.total; ++t) write(a, steps, t, i, true);
     }
   }
 };

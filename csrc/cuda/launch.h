@@ -79,17 +79,23 @@ int launch_narrow(Dtype dtype, void* to, const void* carry, const void* recurren
                   const bool* reset, int64_t rows, int64_t hidden, void* stream);
 
 // A whole sequence in one launch, forward or backward. Shapes as in ops.cpp; null leaves out.
+// Tensors of steps and states hold all parts of the launch; weights and biases come one by one.
 struct SequenceArgs {
   Plan plan;
-  int32_t steps = 0, reverse = 0;
-  const void *weight_hh = nullptr, *h_0 = nullptr, *c_0 = nullptr;
+  int32_t steps = 0;
+  int32_t reverse = 0;  // a bit for each part
+  // Where row n of part p lies in a tensor of steps, in rows of one part.
+  int64_t row_stride = 1, part_stride = 0;
+  const void *weight_hh[kMaxParts] = {}, *bias_hh[kMaxParts] = {};
+  const void *weight_ih[kMaxParts] = {}, *bias_ih[kMaxParts] = {};  // of layers above the first
+  const void *h_0 = nullptr, *c_0 = nullptr;
   const int64_t* lengths = nullptr;  // [N]; given for packed input too
   const int64_t* order = nullptr;    // [N]: slices take the rows in this order; null: as they lie
   const int64_t* offsets = nullptr;  // [T], packed: the row at which a step begins
   const bool* reset = nullptr;
   void* exchange = nullptr;  // plan.exchange_bytes, zeroed
   // Forward.
-  const void *gates_x = nullptr, *bias_hh = nullptr;
+  const void* gates_x = nullptr;
   void *h_n = nullptr, *c_n = nullptr;
   // Results of the forward, which the backward reads.
   void *output = nullptr, *c_sequence = nullptr, *saved = nullptr;
@@ -120,6 +126,7 @@ struct DeviceFacts {
   int shared_per_block = 0;  // bytes a block may opt in to
   int max_units = 256;       // hidden units of a block, see plan.h
   int max_cluster = 1;       // blocks of a cluster that can be resident, each with a whole SM
+  int clusters[4] = {};      // resident clusters of 2, 4, 8 and 16 such blocks; 0 where not asked
 };
 int query_device(DeviceFacts* facts);
 const char* error_name(int error);

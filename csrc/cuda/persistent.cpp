@@ -37,11 +37,19 @@ class Launch {
     request.shared_per_block = device.facts.shared_per_block;
     request.max_cluster = device.facts.max_cluster;
     request.max_units = device.facts.max_units;
+    request.parts = static_cast<int>(std::max<int64_t>(1, l.parts)), request.stacked = l.stacked;
+    std::copy_n(device.facts.clusters, 4, request.clusters);
     const Planned planned = make_plan(request);
     STD_TORCH_CHECK(planned.refusal.empty(), "seqkernels::", op, ": ", planned.refusal);
     args.plan = planned.plan;
     args.steps = static_cast<int32_t>(l.steps);
-    args.reverse = l.reverse;
+    // Of two directions the second is the reverse one.
+    args.reverse = l.parts > 0 ? (l.stacked ? 0 : 2) : l.reverse;
+    if (l.stacked) {
+      args.part_stride = l.packed() ? l.offsets[l.steps] : l.steps * l.batch;
+    } else if (l.parts > 0) {
+      args.row_stride = l.parts, args.part_stride = 1;
+    }
     if (l.reset.has_value()) args.reset = l.reset->const_data_ptr<bool>();
     if (l.lengths.has_value()) {
       args.lengths = l.lengths->const_data_ptr<int64_t>();
@@ -84,6 +92,102 @@ class Launch {
   Optional layout_, order_, exchange_;
 };
 
+// One set of weights for each part; bias_hh and bias_ih may be empty.
+struct Weights {
+  Tensors weight_hh, bias_hh, weight_ih, bias_ih;
+};
+
+void check_list(const Tensors& list, int64_t count, const std::vector<int64_t>& sizes,
+                const Tensor& like, const std::string& op, const char* name) {
+  STD_TORCH_CHECK(static_cast<int64_t>(list.size()) == count, "seqkernels::", op, ": expected ",
+                  count, " tensors ", name, ", got ", list.size());
+  for (const Tensor& x : list) check_like(x, like, sizes, op, name);
+}
+void set_weights(const Weights& weights, SequenceArgs* a) {
+  for (size_t i = 0; i < weights.weight_hh.size(); ++i) a->weight_hh[i] = in(weights.weight_hh[i]);
+  for (size_t i = 0; i < weights.bias_hh.size(); ++i) a->bias_hh[i] = in(weights.bias_hh[i]);
+  for (size_t i = 0; i < weights.weight_ih.size(); ++i) {
+    a->weight_ih[i + 1] = in(weights.weight_ih[i]);
+  }
+  for (size_t i = 0; i < weights.bias_ih.size(); ++i) a->bias_ih[i + 1] = in(weights.bias_ih[i]);
+}
+
+ForwardResult forward(const CellSizes& spec, const std::string& op, const Layout& l, Tensor gates_x,
+                      const Weights& weights, Tensor h_0, Optional c_0, bool save) {
+  const OnDevice device(h_0);
+  gates_x = dense(gates_x), h_0 = dense(h_0), c_0 = dense(c_0);
+
+  const bool two = spec.states == 2;
+  const int64_t hidden = l.hidden;
+  const Tensor output = new_empty(gates_x, l.shape(hidden));
+  const Tensor c_sequence = two && save ? new_empty(gates_x, l.shape(hidden)) : absent(gates_x);
+  const Tensor saved =
+      spec.saved && save ? new_empty(gates_x, l.shape(spec.saved * hidden)) : absent(gates_x);
+  const Tensor h_n = new_empty(h_0, l.state_shape()),
+               c_n = two ? new_empty(h_0, l.state_shape()) : absent(h_0);
+  if (l.batch * hidden == 0) return {output, h_n, c_n, c_sequence, saved};
+  Launch launch(spec, false, l, h_0, device, op);
+  SequenceArgs& a = launch.args;
+  set_weights(weights, &a);
+  a.gates_x = in(gates_x), a.h_0 = in(h_0), a.c_0 = in(c_0);
+  a.h_n = out(h_n), a.c_n = out(c_n);
+  a.output = out(output), a.c_sequence = out(c_sequence), a.saved = out(saved);
+  launch.run(device);
+  return {output, h_n, c_n, c_sequence, saved};
+}
+
+// What a backward is given beside its weights and layout.
+struct Gradients {
+  Optional output, h_n, c_n, c_sequence;
+};
+struct Results {
+  Tensor output, c_sequence, saved;
+};
+
+BackwardResult backward(const CellSizes& spec, const std::string& op, const Layout& l,
+                        Gradients grad, const Weights& weights, Tensor h_0, Optional c_0,
+                        Results results) {
+  const OnDevice device(h_0);
+  grad.output = dense(grad.output), grad.h_n = dense(grad.h_n), grad.c_n = dense(grad.c_n);
+  grad.c_sequence = dense(grad.c_sequence), h_0 = dense(h_0), c_0 = dense(c_0);
+  const Tensor output = dense(results.output), c_sequence = dense(results.c_sequence),
+               saved = dense(results.saved);
+
+  const bool two = spec.states == 2;
+  const int64_t hidden = l.hidden;
+  const Tensor grad_gates_x = new_empty(output, l.shape(spec.gates * hidden));
+  const Tensor grad_gates_hn = spec.hidden ? new_empty(output, l.shape(hidden)) : absent(output);
+  const Tensor grad_h_0 = new_empty(h_0, l.state_shape());
+  const Tensor grad_c_0 = two ? new_empty(h_0, l.state_shape()) : absent(h_0);
+  if (l.batch * hidden == 0) return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
+  Launch launch(spec, true, l, h_0, device, op);
+  SequenceArgs& a = launch.args;
+  set_weights(weights, &a);
+  a.h_0 = in(h_0), a.c_0 = in(c_0);
+  // The kernel takes one set of pointers forward and backward; the backward only reads these.
+  a.output = const_cast<void*>(in(output));
+  a.c_sequence = two ? const_cast<void*>(in(c_sequence)) : nullptr;
+  a.saved = spec.saved ? const_cast<void*>(in(saved)) : nullptr;
+  a.grad_output = in(grad.output), a.grad_h_n = in(grad.h_n);
+  a.grad_c_n = two ? in(grad.c_n) : nullptr;
+  a.grad_c_sequence = two ? in(grad.c_sequence) : nullptr;
+  a.grad_gates_x = out(grad_gates_x), a.grad_gates_hn = out(grad_gates_hn);
+  a.grad_h_0 = out(grad_h_0), a.grad_c_0 = out(grad_c_0);
+  launch.run(device);
+  return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
+}
+
+// Checks of the weights of several parts, beside those of the first.
+void check_parts(const CellSizes& spec, const Layout& l, const Weights& w, const Tensor& h_0,
+                 const std::string& op) {
+  const int64_t rows = spec.gates * l.hidden;
+  check_list(w.weight_hh, l.parts, {rows, l.hidden}, h_0, op, "weight_hh");
+  check_list(w.bias_hh, w.bias_hh.empty() ? 0 : l.parts, {rows}, h_0, op, "bias_hh");
+  const int64_t above = l.stacked ? l.parts - 1 : 0;
+  check_list(w.weight_ih, above, {rows, l.hidden}, h_0, op, "weight_ih");
+  check_list(w.bias_ih, w.bias_ih.empty() ? 0 : above, {rows}, h_0, op, "bias_ih");
+}
+
 }  // namespace
 
 int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& args, void* stream) {
@@ -106,26 +210,9 @@ ForwardResult persistent_forward(const CellSizes& spec, Tensor gates_x, Tensor w
   const std::string op = std::string(spec.name) + "_sequence_persistent";
   const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, reverse, op);
   check_forward(spec, l, gates_x, weight_hh, bias_hh, h_0, c_0, op);
-  const OnDevice device(h_0);
-  gates_x = dense(gates_x), weight_hh = dense(weight_hh), bias_hh = dense(bias_hh);
-  h_0 = dense(h_0), c_0 = dense(c_0);
-
-  const bool two = spec.states == 2;
-  const int64_t n = l.batch, hidden = l.hidden;
-  const Tensor output = new_empty(gates_x, l.shape(hidden));
-  const Tensor c_sequence = two && save ? new_empty(gates_x, l.shape(hidden)) : absent(gates_x);
-  const Tensor saved =
-      spec.saved && save ? new_empty(gates_x, l.shape(spec.saved * hidden)) : absent(gates_x);
-  const Tensor h_n = new_empty(h_0, {n, hidden}),
-               c_n = two ? new_empty(h_0, {n, hidden}) : absent(h_0);
-  if (n * hidden == 0) return {output, h_n, c_n, c_sequence, saved};
-  Launch launch(spec, false, l, h_0, device, op);
-  SequenceArgs& a = launch.args;
-  a.gates_x = in(gates_x), a.weight_hh = in(weight_hh), a.bias_hh = in(bias_hh);
-  a.h_0 = in(h_0), a.c_0 = in(c_0), a.h_n = out(h_n), a.c_n = out(c_n);
-  a.output = out(output), a.c_sequence = out(c_sequence), a.saved = out(saved);
-  launch.run(device);
-  return {output, h_n, c_n, c_sequence, saved};
+  Weights weights{{dense(weight_hh)}, {}, {}, {}};
+  if (bias_hh.has_value()) weights.bias_hh = {dense(*bias_hh)};
+  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
 }
 
 BackwardResult persistent_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
@@ -137,32 +224,53 @@ BackwardResult persistent_backward(const CellSizes& spec, Optional grad_output, 
   const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, reverse, op);
   check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
                  output, c_sequence, saved, op);
-  const OnDevice device(h_0);
-  grad_output = dense(grad_output), grad_h_n = dense(grad_h_n), grad_c_n = dense(grad_c_n);
-  grad_c_sequence = dense(grad_c_sequence), weight_hh = dense(weight_hh), h_0 = dense(h_0);
-  c_0 = dense(c_0), output = dense(output), c_sequence = dense(c_sequence), saved = dense(saved);
+  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence},
+                  {{dense(weight_hh)}, {}, {}, {}}, h_0, c_0, {output, c_sequence, saved});
+}
 
-  const bool two = spec.states == 2;
-  const int64_t n = l.batch, hidden = l.hidden;
-  const Tensor grad_gates_x = new_empty(output, l.shape(spec.gates * hidden));
-  const Tensor grad_gates_hn = spec.hidden ? new_empty(output, l.shape(hidden)) : absent(output);
-  const Tensor grad_h_0 = new_empty(h_0, {n, hidden});
-  const Tensor grad_c_0 = two ? new_empty(h_0, {n, hidden}) : absent(h_0);
-  if (n * hidden == 0) return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
-  Launch launch(spec, true, l, h_0, device, op);
-  SequenceArgs& a = launch.args;
-  a.weight_hh = in(weight_hh), a.h_0 = in(h_0), a.c_0 = in(c_0);
-  // The kernel takes one set of pointers in both directions; the backward only reads these.
-  a.output = const_cast<void*>(in(output));
-  a.c_sequence = two ? const_cast<void*>(in(c_sequence)) : nullptr;
-  a.saved = spec.saved ? const_cast<void*>(in(saved)) : nullptr;
-  a.grad_output = in(grad_output), a.grad_h_n = in(grad_h_n);
-  a.grad_c_n = two ? in(grad_c_n) : nullptr;
-  a.grad_c_sequence = two ? in(grad_c_sequence) : nullptr;
-  a.grad_gates_x = out(grad_gates_x), a.grad_gates_hn = out(grad_gates_hn);
-  a.grad_h_0 = out(grad_h_0), a.grad_c_0 = out(grad_c_0);
-  launch.run(device);
-  return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
+ForwardResult directions_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_hh,
+                                 Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
+                                 Optional batch_sizes, Optional reset, bool save) {
+  const std::string op = std::string(spec.name) + "_directions_persistent";
+  STD_TORCH_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
+                  weight_hh.size());
+  const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, 2);
+  check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
+  const Weights weights{dense(weight_hh), dense(bias_hh), {}, {}};
+  check_parts(spec, l, weights, h_0, op);
+  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
+}
+
+BackwardResult directions_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
+                                   Optional grad_c_n, Optional grad_c_sequence, Tensors weight_hh,
+                                   Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
+                                   Tensor saved, Optional lengths, Optional batch_sizes,
+                                   Optional reset) {
+  const std::string op = std::string(spec.name) + "_directions_persistent_backward";
+  STD_TORCH_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
+                  weight_hh.size());
+  const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, false, op, 2);
+  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh[0], h_0, c_0,
+                 output, c_sequence, saved, op);
+  const Weights weights{dense(weight_hh), {}, {}, {}};
+  check_parts(spec, l, weights, h_0, op);
+  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence}, weights, h_0,
+                  c_0, {output, c_sequence, saved});
+}
+
+ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_ih,
+                             Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, Tensor h_0,
+                             Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
+                             bool save) {
+  const std::string op = std::string(spec.name) + "_layers_persistent";
+  const int64_t count = static_cast<int64_t>(weight_hh.size());
+  STD_TORCH_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ",
+                  kMaxParts, " tensors weight_hh, got ", count);
+  const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, count, true);
+  check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
+  const Weights weights{dense(weight_hh), dense(bias_hh), dense(weight_ih), dense(bias_ih)};
+  check_parts(spec, l, weights, h_0, op);
+  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
 }
 
 }  // namespace seqkernels

@@ -2,6 +2,7 @@
 // a step reads, computes and writes; Product and Exchanger do the rest.
 #pragma once
 #include "exchange.h"
+#include "stack.h"
 
 namespace seqkernels {
 
@@ -11,6 +12,7 @@ struct Element {
   int unit;       // within the block
   int row;        // within the slice
   int batch_row;  // of the whole batch
+  int state_row;  // the same, counted over all parts
   int hidden;     // of the whole layer
   int length;     // steps of this row
 };
@@ -18,13 +20,8 @@ struct Element {
 struct Steps {
   int count;  // of the longest row of the slice
   int total;
+  int part;
 };
-
-// The batch row at place `row` of the slice.
-SK_DEVICE int batch_row(const SequenceArgs& a, const Block& b, int row) {
-  const int place = b.first_row + row;
-  return a.order != nullptr ? static_cast<int>(a.order[place]) : place;
-}
 
 SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
   Element e;
@@ -34,6 +31,7 @@ SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
   e.hidden = b.first_unit + e.unit;
   e.valid = e.row < b.rows && e.hidden < a.plan.hidden;
   e.batch_row = e.valid ? batch_row(a, b, e.row) : 0;
+  e.state_row = b.part * a.plan.batch + e.batch_row;
   e.length = static_cast<int>(a.steps);
   if (e.valid && a.lengths != nullptr) {
     // Lengths lie on the device and nobody has checked them: beyond the last step is the last step.
@@ -44,7 +42,7 @@ SK_DEVICE Element own_element(const SequenceArgs& a, const Block& b, int i) {
 }
 
 SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
-  Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps)};
+  Steps s{static_cast<int>(a.steps), static_cast<int>(a.steps), b.part};
   if (a.lengths == nullptr) return s;
   s.count = 0;
   // Packed and ordered rows begin with the longest.
@@ -54,11 +52,6 @@ SK_DEVICE Steps own_steps(const SequenceArgs& a, const Block& b) {
     if (length > s.count) s.count = length < s.total ? static_cast<int>(length) : s.total;
   }
   return s;
-}
-
-// The row of a [T, N, .] or packed tensor that holds batch row `row` of step t.
-SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int t, int row) {
-  return a.offsets != nullptr ? a.offsets[t] + row : int64_t(t) * a.plan.batch + row;
 }
 
 template <typename scalar_t>
@@ -90,7 +83,8 @@ SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r,
 
 template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
-  constexpr int kRegisters = M::kMath == Math::kFloat32 ? 0 : kRegisterTiles / Policy::kPhases;
+  constexpr int kRegisters =
+      (M::kMath == Math::kFloat32 ? kFloat32RegisterTiles : kRegisterTiles) / Policy::kPhases;
   SK_SHARED(shared);
   const Plan& p = a.plan;
   const Block b = own_block(p);
@@ -99,7 +93,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
   Product<M, Policy::kBackward, kRegisters> product[Policy::kPhases];
 #pragma unroll
   for (int phase = 0; phase < Policy::kPhases; ++phase) {
-    product[phase].load(a, b, phase, shared);
+    product[phase].load(a, b, p.phase[phase], a.weight_hh[b.part], shared);
     __syncthreads();
   }
   // Rows and chunks beyond the sizes stay zero.
@@ -108,13 +102,32 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
     *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
   }
   __syncthreads();
+  const bool above = !Policy::kBackward && p.stacked != 0 && b.part > 0;
+  const bool below = !Policy::kBackward && p.stacked != 0 && b.part + 1 < p.parts;
+  LayerInput<M> layer_input;
+  if (above) layer_input.begin(a, b, shared);
   Policy policy;
   policy.template begin<M>(a, b, shared);
-  if (steps.count > 0) policy.fetch(a, steps, 0);
+  const auto fetch = [&](int s) {
+    if (above) layer_input.run(a, b, s, Policy::time(a, steps, s), shared);
+    policy.fetch(a, steps, s, shared);
+  };
+  if (steps.count > 0) fetch(0);
   Exchanger exchanger;
   exchanger.begin(a, b, shared);
 
   int round = 0;
+  const bool in_pieces = Policy::kBackward && p.pieces > 1;
+  // The product of what the last round has brought.
+  const auto multiply = [&](int phase) {
+    if (!in_pieces) return product[phase].run(p, b, exchanger.input(round));
+    const int bytes = p.phase[phase].in_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
+    for (int piece = 0; piece < p.pieces; ++piece) {
+      const char* input = exchanger.collect_piece(b, round - 1, bytes, piece);
+      __syncthreads();
+      product[phase].run(p, b, input, piece);
+    }
+  };
   for (int s = 0; s < steps.count; ++s) {
 #pragma unroll
     for (int phase = 0; phase < Policy::kPhases; ++phase) {
@@ -122,10 +135,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
       const int bytes = f.out_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
       // The backward's first step has nothing behind it that was exchanged.
       const bool first = Policy::kBackward && s == 0 && phase == 0;
-      if (!first) product[phase].run(p, b, exchanger.input(round));
+      if (!first) multiply(phase);
       __syncthreads();
-      char* slice = exchanger.input(round + 1) + b.own * bytes;
-      policy.template compute<M>(a, f, phase, first, shared, slice);
+      policy.template compute<M>(a, f, phase, first, shared, exchanger.slice(b, round, bytes));
       // The forward's last state is wanted by nobody.
       const bool last = !Policy::kBackward && s + 1 == steps.count && phase + 1 == Policy::kPhases;
       if (!last) {
@@ -133,16 +145,20 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
         exchanger.publish(b, round, bytes);
       }
       policy.store(a, steps, phase, s);
-      if (phase + 1 == Policy::kPhases && s + 1 < steps.count) policy.fetch(a, steps, s + 1);
+      if (phase + 1 == Policy::kPhases && s + 1 < steps.count) fetch(s + 1);
       if (!last) {
-        exchanger.collect(b, round, bytes);
+        if (!in_pieces) exchanger.collect(b, round, bytes);
         __syncthreads();
         ++round;
+      }
+      if (below && phase + 1 == Policy::kPhases) {
+        if (last) __syncthreads();
+        LayerInput<M>::announce(a, b, s);
       }
     }
   }
   if (Policy::kBackward && steps.count > 0) {
-    product[0].run(p, b, exchanger.input(round));
+    multiply(0);
     __syncthreads();
   }
   policy.finish(a, steps, shared);
@@ -152,13 +168,13 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
 template <typename Policy, typename M>
 int launch_policy(const SequenceArgs& a, void* stream) {
   sk::LaunchConfig config;
-  config.grid = dim3(a.plan.blocks * a.plan.slices);
+  config.grid = dim3(a.plan.blocks * a.plan.slices * a.plan.parts);
   config.block = dim3(a.plan.warps * 32);
   config.shared_bytes = a.plan.shared_bytes;
   config.stream = stream;
   config.cluster = a.plan.exchange == Exchange::kCluster ? a.plan.blocks : 1;
   // A grid whose blocks wait for each other is refused where it cannot be resident as a whole.
-  config.cooperative = a.plan.exchange == Exchange::kL2;
+  config.cooperative = a.plan.exchange == Exchange::kL2 || a.plan.stacked != 0;
   return sk::launch(persistent_kernel<Policy, M>, config, a);
 }
 

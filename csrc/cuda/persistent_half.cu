@@ -5,8 +5,8 @@
 // bench/results/<device>/standard.json will compare it with cuDNN; plan.h decides shapes and
 // refuses.
 //
-// Limitations: one layer and direction a launch; a slice of the exchanged values of a whole group
-// must fit in shared memory (the backward exchanges G times as much as the forward); at most 1024
+// Limitations: the backward of stacked layers takes a launch for each; but for a backward through
+// L2, the exchanged values of a whole group must fit in a block's shared memory; at most 1024
 // elements of state a block; wgmma and TMA are not used.
 #include "backward.h"
 #include "forward.h"

@@ -39,7 +39,7 @@ int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* str
 extern "C" const char* emu_error();
 
 // Tests choose the device that plans are made for.
-DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 256, 16};
+DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 256, 16, {}};
 int query_device(DeviceFacts* facts) {
   *facts = emulated_facts;
   return 0;
@@ -64,21 +64,22 @@ int limit(const char* variable, int otherwise) {
   return value > 0 && value < otherwise ? value : otherwise;
 }
 
-// The largest power of two of such blocks that can form a resident cluster.
-int max_cluster(const DeviceFacts& facts) {
-  if (facts.major < 9) return 1;
+// Which clusters of such blocks can be resident, and how many of each size.
+void ask_clusters(DeviceFacts* facts) {
+  if (facts->major < 9) return;
   const int most = limit("SEQKERNELS_MAX_CLUSTER", 16);
-  for (unsigned blocks = 16; blocks > 1; blocks /= 2) {
-    if (static_cast<int>(blocks) > most) continue;
+  for (int i = 0; i < 4; ++i) {
     sk::LaunchConfig config;
-    config.grid = dim3(blocks);
+    config.cluster = 2u << i;
+    if (static_cast<int>(config.cluster) > most) break;
+    config.grid = dim3(config.cluster);
     config.block = dim3(kMaxWarps * 32);
-    config.shared_bytes = facts.shared_per_block;
-    config.cluster = blocks;
+    config.shared_bytes = facts->shared_per_block;
     int clusters = 0;
-    if (sk::max_resident(probe_kernel, config, &clusters) == 0 && clusters > 0) return blocks;
+    if (sk::max_resident(probe_kernel, config, &clusters) != 0 || clusters == 0) continue;
+    facts->clusters[i] = clusters;
+    facts->max_cluster = static_cast<int>(config.cluster);
   }
-  return 1;
 }
 
 }  // namespace
@@ -94,7 +95,7 @@ int query_device(DeviceFacts* facts) {
   get(&facts->processors, cudaDevAttrMultiProcessorCount);
   get(&facts->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   facts->max_units = limit("SEQKERNELS_MAX_UNITS", 256);
-  if (error == cudaSuccess) facts->max_cluster = max_cluster(*facts);
+  if (error == cudaSuccess) ask_clusters(facts);
   return sk::detail::finish(error);
 }
 const char* error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

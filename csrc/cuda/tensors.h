@@ -29,6 +29,7 @@ namespace seqkernels {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
 
 // What cells.h says of a cell, as values.
 struct CellSizes {
@@ -135,6 +136,10 @@ inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 inline Optional dense(const Optional& x) { return x.has_value() ? Optional(dense(*x)) : x; }
+inline Tensors dense(Tensors list) {
+  for (Tensor& x : list) x = dense(x);
+  return list;
+}
 
 // Pointers to read and write, null for what is absent.
 inline const void* in(const Optional& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
@@ -173,25 +178,43 @@ struct Layout {
   std::vector<int64_t> sizes, offsets;  // packed: rows of a step, and where they begin
   Optional lengths, reset;
   bool reverse = false;
+  // Several recurrences: 0 is one, whose states have no dimension for it.
+  int64_t parts = 0;
+  bool stacked = false;
 
   bool packed() const { return !sizes.empty(); }
   int64_t rows(int64_t t) const { return packed() ? (t < steps ? sizes[t] : 0) : batch; }
   int64_t offset(int64_t t) const { return packed() ? offsets[t] : t * batch; }
-  // The sizes of a sequence-shaped tensor with `columns` columns.
+  // The sizes of a sequence-shaped tensor with `columns` columns for each part: directions lie side
+  // by side, layers one after another.
   std::vector<int64_t> shape(int64_t columns) const {
+    std::vector<int64_t> sizes = input_shape(columns);
+    if (stacked) sizes.insert(sizes.begin(), parts);
+    return sizes;
+  }
+  // The same for what enters, which only the first layer takes.
+  std::vector<int64_t> input_shape(int64_t columns) const {
+    if (!stacked && parts > 0) columns *= parts;
     if (packed()) return {offsets[steps], columns};
     return {steps, batch, columns};
+  }
+  std::vector<int64_t> state_shape() const {
+    if (parts > 0) return {parts, batch, hidden};
+    return {batch, hidden};
   }
 };
 
 inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optional& lengths,
                         const Optional& batch_sizes, const Optional& reset, bool reverse,
-                        const std::string& op) {
+                        const std::string& op, int64_t parts = 0, bool stacked = false) {
   Layout l;
-  STD_TORCH_CHECK(h_0.dim() == 2, "seqkernels::", op, ": expected h_0 of shape [N, H], got ",
-                  shape(h_0));
-  l.batch = h_0.size(0);
-  l.hidden = h_0.size(1);
+  l.parts = parts, l.stacked = stacked;
+  const int64_t dims = parts > 0 ? 3 : 2;
+  STD_TORCH_CHECK(h_0.dim() == dims && (parts == 0 || h_0.size(0) == parts), "seqkernels::", op,
+                  ": expected h_0 of shape [", parts > 0 ? std::to_string(parts) + ", " : "",
+                  "N, H], got ", shape(h_0));
+  l.batch = h_0.size(dims - 2);
+  l.hidden = h_0.size(dims - 1);
   l.reverse = reverse;
   if (batch_sizes.has_value()) {
     STD_TORCH_CHECK(!lengths.has_value() && !reset.has_value(), "seqkernels::", op,
@@ -244,13 +267,13 @@ inline void check_weights(const CellSizes& spec, const Layout& l, const Tensor& 
   check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
   STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
                   spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
-  check_like(c_0, h_0, {l.batch, l.hidden}, op, "c_0");
+  check_like(c_0, h_0, l.state_shape(), op, "c_0");
 }
 inline void check_forward(const CellSizes& spec, const Layout& l, const Tensor& gates_x,
                           const Tensor& weight_hh, const Optional& bias_hh, const Tensor& h_0,
                           const Optional& c_0, const std::string& op) {
   check_weights(spec, l, weight_hh, h_0, c_0, op);
-  check_like(gates_x, h_0, l.shape(spec.gates * l.hidden), op, "gates_x");
+  check_like(gates_x, h_0, l.input_shape(spec.gates * l.hidden), op, "gates_x");
   check_like(bias_hh, h_0, {spec.gates * l.hidden}, op, "bias_hh");
 }
 inline void check_backward(const CellSizes& spec, const Layout& l, const Optional& grad_output,
@@ -261,9 +284,9 @@ inline void check_backward(const CellSizes& spec, const Layout& l, const Optiona
   check_weights(spec, l, weight_hh, h_0, c_0, op);
   check_like(output, h_0, l.shape(l.hidden), op, "output");
   check_like(grad_output, h_0, l.shape(l.hidden), op, "grad_output");
-  check_like(grad_h_n, h_0, {l.batch, l.hidden}, op, "grad_h_n");
+  check_like(grad_h_n, h_0, l.state_shape(), op, "grad_h_n");
   if (spec.states == 2) {
-    check_like(grad_c_n, h_0, {l.batch, l.hidden}, op, "grad_c_n");
+    check_like(grad_c_n, h_0, l.state_shape(), op, "grad_c_n");
     check_like(grad_c_sequence, h_0, l.shape(l.hidden), op, "grad_c_sequence");
     check_like(c_sequence, h_0, l.shape(l.hidden), op, "c_sequence");
   }
@@ -283,6 +306,19 @@ ForwardResult stepwise_forward(SK_FORWARD_PARAMETERS);
 BackwardResult stepwise_backward(SK_BACKWARD_PARAMETERS);
 ForwardResult persistent_forward(SK_FORWARD_PARAMETERS);
 BackwardResult persistent_backward(SK_BACKWARD_PARAMETERS);
+// Several recurrences in one launch.
+ForwardResult directions_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_hh,
+                                 Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
+                                 Optional batch_sizes, Optional reset, bool save);
+BackwardResult directions_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
+                                   Optional grad_c_n, Optional grad_c_sequence, Tensors weight_hh,
+                                   Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
+                                   Tensor saved, Optional lengths, Optional batch_sizes,
+                                   Optional reset);
+ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_ih,
+                             Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, Tensor h_0,
+                             Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
+                             bool save);
 #undef SK_FORWARD_PARAMETERS
 #undef SK_BACKWARD_PARAMETERS
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import functional
+from .. import dispatch, functional
 from . import checks, projection
 
 State = tuple[Tensor, ...]  # (h,) or (h, c)
@@ -170,45 +170,86 @@ class RecurrentLayer(nn.RNNBase):
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run every layer and direction over x, [T, N, I] or packed."""
         directions = 2 if self.bidirectional else 1
-        run = projection.sequence if self.proj_size else functional.sequence
-        cell = self.cell
+        count = len(self._all_weights)
+        weights = [self._weights(index) for index in range(count)]
+        if not self.bias:
+            for own in weights:
+                own[2:2] = (None, None)
         if state is None:
             batch_size = x.size(1) if batch_sizes is None else int(batch_sizes[0])
             zeros = x.new_zeros(batch_size, self.hidden_size)
-            start = (None if self.proj_size else zeros, zeros)[: 2 if self._has_c else 1]
+            states = [(None if self.proj_size else zeros, zeros)[: 2 if self._has_c else 1]] * count
+        else:
+            states = [tuple(s[index] for s in state) for index in range(count)]
+        layout = {"lengths": lengths, "batch_sizes": batch_sizes, "reset": reset, "backend": None}
+
+        def joined(x: Tensor, parts: slice, wanted: bool):
+            """Several parts in one launch, or why not; see functional.joined."""
+            if state is None:
+                own = tuple(s.expand(len(weights[parts]), -1, -1) for s in states[0])
+            else:
+                own = tuple(s[parts] for s in state)
+            stacked = directions == 1
+            return functional.joined(
+                self.cell, x, own, weights[parts], stacked, return_c_sequence=wanted, **layout
+            )
+
+        may_join = count > 1 and not self.proj_size and dispatch.may_join(x.device)
+        found = None
+        if may_join and directions == 1 and not (self.dropout and self.training):
+            found = joined(x, slice(0, count), return_c_sequence)
+            if not isinstance(found, str):
+                return found
         final: list[State] = []
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
-            outputs, c_sequences = [], []
-            for direction in range(directions):
-                index = layer * directions + direction
-                if state is not None:
-                    start = tuple(s[index] for s in state)
-                weights = self._weights(index)
-                if not self.bias:
-                    weights[2:2] = (None, None)
-                output, end, c_sequence = run(
-                    cell,
-                    x,
-                    start,
-                    *weights,
-                    lengths=lengths,
-                    batch_sizes=batch_sizes,
-                    reset=reset,
-                    reverse=direction == 1,
-                    return_c_sequence=return_c_sequence and last,
-                    backend=None,
+            parts = slice(layer * directions, (layer + 1) * directions)
+            wanted = return_c_sequence and last
+            if may_join and directions == 2:
+                found = joined(x, parts, wanted)
+            if found is None or isinstance(found, str):
+                x, ends, c_sequence = self._run_apart(
+                    x, states[parts], weights[parts], wanted, found, layout
                 )
-                outputs.append(output)
-                c_sequences.append(c_sequence)
-                final.append(end)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+            else:
+                x, ends, c_sequence = found
+                ends = zip(*(end.unbind() for end in ends), strict=True)
+            final.extend(ends)
             if self.dropout and self.training and not last:
                 x = F.dropout(x, self.dropout)
         if len(final) == 1:
-            state = tuple(s.unsqueeze(0) for s in final[0])
-        else:
-            state = tuple(torch.stack(tensors) for tensors in zip(*final, strict=True))
-        if not return_c_sequence:
-            return x, state, None
-        return x, state, c_sequences[0] if directions == 1 else torch.cat(c_sequences, -1)
+            return x, tuple(s.unsqueeze(0) for s in final[0]), c_sequence
+        return x, tuple(torch.stack(tensors) for tensors in zip(*final, strict=True)), c_sequence
+
+    def _run_apart(
+        self,
+        x: Tensor,
+        states: list[State],
+        weights: list[list[Tensor | None]],
+        return_c_sequence: bool,
+        reason: str | None,
+        layout: dict[str, Any],
+    ) -> tuple[Tensor, list[State], Tensor | None]:
+        """Run one layer, each direction by itself: output, final states, c sequence or None."""
+        run = functional.sequence
+        if self.proj_size:
+            run = projection.sequence
+        elif reason is not None:
+            layout = {**layout, "apart": reason}
+        results = [
+            run(
+                self.cell,
+                x,
+                state,
+                *own,
+                reverse=direction == 1,
+                return_c_sequence=return_c_sequence,
+                **layout,
+            )
+            for direction, (state, own) in enumerate(zip(states, weights, strict=True))
+        ]
+        outputs, ends, c_sequences = zip(*results, strict=True)
+        if len(results) == 1:
+            return outputs[0], list(ends), c_sequences[0]
+        c_sequence = torch.cat(c_sequences, -1) if return_c_sequence else None
+        return torch.cat(outputs, -1), list(ends), c_sequence

@@ -1,6 +1,6 @@
 """Fake tensors and autograd for every op of `torch.ops.seqkernels`.
 
-Four families, for every cell, and `rows_product`, the gradient of a weight on the CPU
+Five families, for every cell, and `rows_product`, the gradient of a weight on the CPU
 (weights.py):
 
 * `<cell>_cell`: one pointwise step (cell.py).
@@ -10,6 +10,8 @@ Four families, for every cell, and `rows_product`, the gradient of a weight on t
 * `<cell>_layer`: input projection and recurrence together (layer.py). It exists for its backward:
   the large products for the input and the weights stand there once for every backend, and the
   projected input need not be kept.
+* `<cell>_joined`, over `<cell>_directions_persistent` and `<cell>_layers_persistent`: both
+  directions of a layer, or several layers, in one launch (joined.py).
 
 First derivatives use the backend's backward op. Where a derivative of the derivative is asked for
 (`create_graph=True`) the gradients are taken through the reference recurrence instead, which is
@@ -19,6 +21,7 @@ differentiable to any order.
 from .. import _extension
 from ..cells import CELLS
 from .cell import register_cell
+from .joined import register_joined, register_joined_layer
 from .layer import register_layer
 from .registry import defined, get
 from .sequence import register_sequence
@@ -33,7 +36,9 @@ for _spec in CELLS.values():
     if _extension.C is not None:
         register_sequence(_spec, "")
         register_sequence(_spec, "_persistent")
+        register_joined(_spec, "_persistent")
         if _spec.pointwise:
             register_cell(_spec, "")
             register_step(_spec)
     register_layer(_spec)
+    register_joined_layer(_spec)

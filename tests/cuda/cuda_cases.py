@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from seqkernels import _extension, dispatch
+from seqkernels import _extension
 from seqkernels.ops import get
 
 # Ends of op names: the stepwise and the persistent schedule, and Triton's.
@@ -58,14 +58,5 @@ def both(cell, suffix, values, layout):
 
 def refusal(cell, case, dtype):
     """Why the persistent kernels cannot train a case on the current device, or None."""
-    call = dispatch.Call(
-        cell=cell,
-        device=torch.device("cuda"),
-        dtype=dtype,
-        steps=case.steps,
-        batch=case.batch,
-        hidden_size=case.hidden_size,
-        input_size=1,
-        training=True,
-    )
-    return _extension.C.persistent_refusal(call)
+    name, sizes = str(dtype).removeprefix("torch."), (case.batch, case.hidden_size)
+    return _extension.C.persistent_refusal(cell, name, *sizes, training=True)

@@ -2,11 +2,16 @@
 
 import itertools
 import math as mathematics
+import sys
+from pathlib import Path
 
 import pytest
 
 from seqkernels import _extension
 from seqkernels.cells import CELLS
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+import plans  # noqa: E402
 
 plan = _extension.C.plan
 
@@ -19,7 +24,7 @@ DEVICES = {
 HIDDEN = (1, 5, 32, 100, 128, 200, 256, 384, 512, 650, 768, 1000, 1024, 1536, 2048, 3072, 5000)
 BATCH = (1, 2, 7, 8, 13, 16, 32, 64, 100, 128, 256, 1000)
 # plan.h
-TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, 24
+TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, (24, 10)
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -39,6 +44,7 @@ def test_every_plan_holds_its_shape(cell, backward, device):
         assert p["rows"] * p["slices"] >= batch > p["rows"] * (p["slices"] - 1), where
         assert p["warps"] <= MAX_WARPS, where
         assert p["units"] * p["rows"] <= p["warps"] * 32 * PER_THREAD, where
+        assert p["pieces"] == 1 or (backward and p["exchange"] == "L2"), where
         # 16-byte chunks never leave a gate, and a slice is a whole number of them.
         assert p["units"] % 8 == 0, where
         if p["exchange"] == "none":
@@ -50,7 +56,7 @@ def test_every_plan_holds_its_shape(cell, backward, device):
             assert p["blocks"] * p["slices"] <= limits["processors"], f"{where}: not co-resident"
             assert p["exchange_bytes"] > 0, where
         element = 2 if math in ("float16", "bfloat16") else 4
-        held = 0 if math == "float32" else REGISTER_TILES // len(p["phases"])
+        held = REGISTER_TILES[math == "float32"] // len(p["phases"])
         for phase in p["phases"]:
             assert phase["row_tiles"] * TILE_ROWS >= phase["rows"], where
             assert phase["row_tiles"] * phase["k_splits"] <= MAX_WARPS, where
@@ -59,6 +65,69 @@ def test_every_plan_holds_its_shape(cell, backward, device):
             k = phase["k_tiles"] * 32 // element
             assert k >= p["blocks"] * p["units"] * phase["in_width"], where
     assert planned > 200 if device != DEVICES["small"] else planned > 50
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("parts", [{"directions": 2}, {"layers": 2}, {"layers": 4}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_joined_launches_hold_all_their_parts(cell, parts, device):
+    limits = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 16, **device}
+    (count,) = parts.values()
+    joined = apart = 0
+    backwards = (False, True) if "directions" in parts else (False,)
+    for math, hidden, batch, backward in itertools.product(MATHS, HIDDEN, BATCH, backwards):
+        p = plan(cell, math, backward, batch, hidden, **parts, **device)
+        alone = plan(cell, math, backward, batch, hidden, **device)
+        where = f"{cell} {math} H={hidden} N={batch} backward={backward}"
+        if p["refusal"]:
+            assert len(p) == 1, where
+            apart += not alone["refusal"]
+            continue
+        joined += 1
+        assert not alone["refusal"], f"{where}: no launch of its own"
+        assert p["step_ns"] < count * alone["step_ns"], f"{where}: slower than apart"
+        assert p["parts"] == count, where
+        assert p["shared_bytes"] <= limits["shared_per_block"], where
+        assert p["units"] * p["blocks"] >= hidden, where
+        blocks = p["blocks"] * p["slices"] * count
+        if p["exchange"] == "L2" or "layers" in parts:
+            assert blocks <= limits["processors"], f"{where}: not co-resident"
+            assert p["exchange_bytes"] > 0, where
+        if p["exchange"] == "cluster" and "layers" in parts:
+            # No multiprocessor is shared, and a cluster lies within a sixteenth to an eighteenth.
+            most = limits["processors"] // 18 * (16 // p["blocks"])
+            assert p["slices"] * count <= most, f"{where}: clusters not co-resident"
+        if "layers" in parts:  # the input product's weights and the states of two layers at once
+            below = p["phases"][-1]
+            assert below["per_warp"] == below["streamed"], where
+            assert below["rows"] == p["units"] * CELLS[cell].gates, where
+            assert below["row_tiles"] * below["k_splits"] <= MAX_WARPS, where
+            weights = below["row_tiles"] * below["k_tiles"] * TILE_ROWS * 32
+            assert p["shared_bytes"] > weights, where
+    assert joined > (20 if device == DEVICES["small"] else 100)
+    assert apart > 0
+
+
+def test_what_does_not_share_a_launch_says_why():
+    def reason(*shape, **parts):
+        return plan("lstm", "float16", *shape, **parts)["refusal"]
+
+    assert "would not all be resident on 132" in reason(False, 128, 1024, directions=2)
+    assert "at most 8 layers" in reason(False, 16, 64, layers=9)
+    assert "would not all be resident on 132" in reason(False, 8, 1984, layers=2)
+    assert not reason(False, 16, 256, layers=4)
+    assert not reason(True, 16, 1024, directions=2)
+    with pytest.raises(ValueError, match="several layers"):
+        plan("lstm", "float16", True, 16, 256, layers=2)
+    with pytest.raises(ValueError, match="two directions"):
+        plan("lstm", "float16", False, 16, 256, directions=2, layers=2)
+
+
+def test_texts_of_joined_launches():
+    both = plan("gru", "float16", False, 16, 512, directions=2)["text"]
+    assert both.startswith("both directions in one launch, each float16")
+    layers = plan("gru", "float16", False, 16, 256, layers=3)["text"]
+    assert layers.startswith("3 layers in one launch, each float16")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +169,13 @@ def test_more_memory_never_loses_a_shape():
         if not small["refusal"]:
             assert mathematics.isfinite(large["step_ns"])
             assert large["step_ns"] <= small["step_ns"]
+
+
+@pytest.mark.parametrize("name", plans.BLOCKS)
+def test_published_plans_are_what_the_extension_says(name):
+    page, table = plans.BLOCKS[name]
+    (found,) = plans.block(name).findall((plans.ROOT / page).read_text())
+    assert found[1] == table(), f"{page} is out of date: run python scripts/plans.py"
 
 
 def test_unknown_names():

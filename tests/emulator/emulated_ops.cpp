@@ -20,5 +20,5 @@ extern "C" __attribute__((visibility("default"))) void emulated_device(int proce
                                                                        int shared_per_block,
                                                                        int max_cluster,
                                                                        int max_units) {
-  seqkernels::emulated_facts = {9, 0, processors, shared_per_block, max_units, max_cluster};
+  seqkernels::emulated_facts = {9, 0, processors, shared_per_block, max_units, max_cluster, {}};
 }

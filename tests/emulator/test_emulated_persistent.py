@@ -4,6 +4,7 @@ import pytest
 import torch
 from emulated_ops import check_memory, guarded, library, ops
 from emulator import SCHEDULES, build
+from joined import check_directions
 from parity import Case, actual, check_sequence, inputs_of
 from recording import recorded, replay
 
@@ -120,6 +121,62 @@ def test_weights_beyond_the_registers(math):
     """Tiles that are read from shared memory every step: one block of a wide layer."""
     functions = pair("rnn_tanh", max_cluster=1, processors=4)
     check_sequence("rnn_tanh", Case(2, 3, 440), math[0], *functions, tf32=math[1])
+
+
+def least_memory(cell, name, case):
+    """The smallest shared memory, in steps of 1 KB, that both directions of a case have plans for.
+
+    There the backward takes what it exchanges in pieces.
+    """
+    for size in range(2 << 10, 227 << 10, 1 << 10):
+        device = {**EXCHANGES["L2"], "shared_per_block": size}
+        plans = [
+            _extension.C.plan(cell, name, backward, case.batch, case.hidden_size, **device)
+            for backward in (False, True)
+        ]
+        if not any(p["refusal"] for p in plans):
+            assert plans[1]["pieces"] > 1
+            return device
+    raise AssertionError("no plan at any size")
+
+
+@pytest.mark.parametrize("case", [Case(3, 13, 100), Case(4, 19, 72)], ids=["H100", "H72"])
+@pytest.mark.parametrize("math", MATHS, indirect=True)
+# A cell of one gate exchanges no more backward than forward.
+@pytest.mark.parametrize("cell", [name for name, spec in CELLS.items() if spec.gates > 1])
+def test_gradients_in_pieces(cell, math, case, request):
+    """Backwards whose blocks cannot hold the gate gradients of their whole group."""
+    name = request.node.callspec.params["math"]
+    functions = pair(cell, **least_memory(cell, name, case))
+    check_sequence(cell, case, math[0], *functions, tf32=math[1])
+
+
+def test_directions_in_pieces():
+    case = Case(3, 9, 72)
+    device = least_memory("gru", "bfloat16", case)
+    found = ops(**device)
+    both = found.gru_directions_persistent, found.gru_directions_persistent_backward
+    check_directions("gru", case, torch.bfloat16, *(op.default for op in both))
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_of_pieces(sanitizer):
+    case = Case(3, 9, 72, lengths=(3, 1) * 4 + (2,))
+    functions = pair("lstm", **least_memory("lstm", "bfloat16", case))
+    values, layout = inputs_of("lstm", case, torch.bfloat16)
+    with recorded(library()) as launches:
+        actual("lstm", values, layout, *functions)
+    program = build(["csrc/cuda/persistent_bfloat16.cu"], sanitizer=sanitizer)
+    (backward,) = (x for x in launches if "Backward" in x.kernel)
+    replay(program, backward).check()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_pieces_on_other_schedules(cell, schedule):
+    case = Case(5, 9, 72, lengths=(5, 2, 3) * 3)
+    device = least_memory(cell, "bfloat16", case)
+    check_sequence(cell, case, torch.bfloat16, *pair(cell, schedule, **device))
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)

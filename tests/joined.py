@@ -1,0 +1,164 @@
+"""Parity of the ops that run several recurrences in one launch; the rule is that of parity.py."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from parity import Case, check_sequence, inputs_of, tf32_products
+from tolerance import assert_parity
+
+from seqkernels import reference
+from seqkernels.cells import CELLS
+from seqkernels.ops.sequence import reference_sequence
+
+
+class Both:
+    """The ops of both directions as those of one: the other direction runs on other numbers."""
+
+    def __init__(self, run: Callable, run_back: Callable):
+        self.run, self.run_back = run, run_back
+
+    def forward(self, gates_x, weight_hh, bias_hh, *rest):
+        """The sequence op's forward, as `check_sequence` calls it."""
+        *states, lengths, batch_sizes, reset, reverse, save = rest
+        torch.manual_seed(3)
+        weights = [weight_hh, torch.randn_like(weight_hh) * 0.1]
+        self.weights = weights[::-1] if reverse else weights
+        biases = [] if bias_hh is None else [bias_hh, bias_hh]
+        self.states = [_joined(s, reverse) for s in states]
+        gates_x = _side_by_side(gates_x, reverse)
+        arguments = (gates_x, self.weights, biases, *self.states, lengths, batch_sizes, reset)
+        output, h_n, c_n, c_sequence, saved = self.run(*arguments, save)
+        if save:
+            self.saved = (output, c_sequence, saved)
+        h_n, c_n = (_part(r, reverse) for r in (h_n, c_n))
+        output, c_sequence, saved = (_half(r, reverse) for r in (output, c_sequence, saved))
+        return output, h_n, c_n, c_sequence, saved
+
+    def backward(self, grad_output, grad_h_n, grad_c_n, grad_c_sequence, *rest):
+        """The sequence op's backward; what the forward gave is taken from its last call."""
+        lengths, batch_sizes, reset, reverse = rest[-4:]
+        grad_x, grad_h, grad_h_0, grad_c_0 = self.run_back(
+            _side_by_side(grad_output, reverse),
+            _joined(grad_h_n, reverse),
+            _joined(grad_c_n, reverse),
+            _side_by_side(grad_c_sequence, reverse),
+            self.weights,
+            *self.states,
+            *self.saved,
+            lengths,
+            batch_sizes,
+            reset,
+        )
+        halves = [_half(g, reverse) for g in (grad_x, grad_h)]
+        return *halves, _part(grad_h_0, reverse), _part(grad_c_0, reverse)
+
+
+def _side_by_side(x, reverse):
+    if x is None:
+        return None
+    other = torch.randn(x.shape).to(x)
+    return torch.cat((other, x) if reverse else (x, other), -1)
+
+
+def _joined(x, reverse):
+    if x is None:
+        return None
+    other = torch.randn(x.shape).to(x)
+    return torch.stack((other, x) if reverse else (x, other))
+
+
+def _half(x, reverse):
+    return x.chunk(2, -1)[int(reverse)] if x.numel() else x
+
+
+def _part(x, reverse):
+    return x[int(reverse)] if x.numel() else x
+
+
+def check_directions(
+    cell: str,
+    case: Case,
+    dtype: torch.dtype,
+    run: Callable,
+    run_back: Callable,
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
+) -> None:
+    """Assert the tolerance rule for every result and gradient of each direction."""
+    for reverse in (False, True):
+        both = Both(run, run_back)
+        own = replace(case, reverse=reverse)
+        check_sequence(cell, own, dtype, both.forward, both.backward, device, tf32)
+
+
+def layer_inputs(cell: str, case: Case, dtype: torch.dtype, count: int, device="cpu"):
+    """Inputs of `count` layers: gates_x of the first, lists of weights, stacked states, layout."""
+    spec, h = CELLS[cell], case.hidden_size
+    drawn = [inputs_of(cell, case, dtype, device) for _ in range(count)]
+    gates_x, weight_hh, bias_hh, *states = zip(*(values for values, _ in drawn), strict=True)
+    weight_ih = [torch.randn(spec.gates * h, h) * h**-0.5 for _ in range(count - 1)]
+    bias_ih = [torch.randn(spec.gates * h) for _ in range(count - 1)]
+    if cell == "rnn_relu":  # every layer away from the kink, and none larger than the one below
+        weight_ih = [w.abs() * h**-0.5 for w in weight_ih]
+        bias_ih = [b.abs() + 0.5 for b in bias_ih]
+    weight_ih, bias_ih = ([t.to(dtype).to(device) for t in ts] for ts in (weight_ih, bias_ih))
+    if not case.bias:
+        bias_ih, bias_hh = [], []
+    states = [None if s[0] is None else torch.stack(s) for s in states]
+    inputs = [gates_x[0], weight_ih, list(weight_hh), bias_ih, list(bias_hh), *states]
+    return inputs, drawn[0][1][:3]
+
+
+def layers_expected(cell, inputs, layout, dtype, tf32=False):
+    """The reference's layers one after the other: results as the op gives them, by name."""
+    spec = CELLS[cell]
+    gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = (
+        [t.to(dtype) for t in v] if isinstance(v, list) else v if v is None else v.to(dtype)
+        for v in inputs
+    )
+    outputs, finals, c_sequences = [], [], []
+    with tf32_products() if tf32 else contextlib.nullcontext():
+        for i, weight in enumerate(weight_hh):
+            if i:
+                gates_x = reference.F.linear(outputs[-1], weight_ih[i - 1])
+                gates_x = gates_x + bias_ih[i - 1] if bias_ih else gates_x
+            state = [s[i] for s in (h_0, c_0) if s is not None]
+            output, final, c_sequence = reference_sequence(
+                spec, gates_x, weight, bias_hh[i] if bias_hh else None, state, *layout, False
+            )
+            outputs.append(output)
+            finals.append(final)
+            c_sequences.append(c_sequence)
+    found = {"output": torch.stack(outputs), "h_n": torch.stack([f[0] for f in finals])}
+    if spec.states == 2:
+        found["c_n"] = torch.stack([f[1] for f in finals])
+        found["c_sequence"] = torch.stack(c_sequences)
+    return found
+
+
+def check_layers(
+    cell: str,
+    case: Case,
+    dtype: torch.dtype,
+    run: Callable,
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
+    count: int = 3,
+) -> None:
+    """Assert the tolerance rule for every layer's results."""
+    found = []
+    # As check_sequence: tiny cases are drawn several times, or the rule would compare luck.
+    for _ in range(max(1, 64 // (case.steps * case.batch * case.hidden_size))):
+        inputs, layout = layer_inputs(cell, case, dtype, count, device)
+        results, inference = (run(*inputs, *layout, save) for save in (True, False))
+        assert inference[3].numel() == inference[4].numel() == 0
+        for one, other in zip(results[:3], inference[:3], strict=True):
+            assert torch.equal(one, other), "results change without saving"
+        theirs = layers_expected(cell, inputs, layout, dtype, tf32)
+        exact = layers_expected(cell, inputs, layout, torch.float64)
+        names = ("output", "h_n", "c_n", "c_sequence")
+        found.append((dict(zip(names, results[:4], strict=True)), theirs, exact))
+    for name in found[0][2]:
+        assert_parity(*(torch.stack([f[i][name] for f in found]) for i in range(3)), name)

@@ -1,0 +1,225 @@
+"""Whole layers on the emulated persistent kernels: dispatcher, joined launches and autograd.
+
+The emulated ops stand in for those of a GPU, on CPU tensors; all else is what runs on a GPU.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from emulated_ops import ops
+from pairs import assert_same, run, state, trio
+from tolerance import assert_parity
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import seqkernels
+from seqkernels import _extension, dispatch
+from seqkernels.cells import CELLS
+
+OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
+OPS += ("directions_persistent_backward", "layers_persistent")
+TORCH_PRECISION = torch.backends.cudnn.rnn.fp32_precision
+DEVICE = {"max_cluster": 4, "max_units": 16}
+LAYERS = {
+    "both directions": {"bidirectional": True},
+    "two layers": {"num_layers": 2},
+    "three layers, no bias": {"num_layers": 3, "bias": False},
+    "two layers, both directions": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+}
+
+
+@torch.compiler.assume_constant_result
+def planned(cell, dtype, batch, hidden_size, training, directions, layers):
+    """What `_C.persistent_refusal` answers on a GPU, for the emulated device."""
+    for backward in (False, True)[: 1 + training]:
+        parts = {"directions": directions, "layers": 1 if backward else layers}
+        found = _extension.C.plan(cell, dtype, backward, batch, hidden_size, **parts, **DEVICE)
+        if found["refusal"]:
+            return found["refusal"]
+    return None
+
+
+def can_run(call):
+    if call.transformed or call.dtype == torch.float64:
+        return "not emulated"
+    return planned(
+        call.cell,
+        str(call.dtype).removeprefix("torch."),
+        len(range(call.batch)),
+        call.hidden_size,
+        call.training,
+        call.directions,
+        call.layers,
+    )
+
+
+@pytest.fixture(autouse=True)
+def persistent_on_the_cpu(monkeypatch):
+    """The backend `persistent` on CPU tensors, strict float32; yields the names of ops called."""
+    emulated, called = ops(**DEVICE), []
+    library = torch.library.Library("seqkernels", "IMPL")
+
+    def stand_in(name):
+        function = getattr(emulated, name).default
+
+        def call(*arguments):
+            called.append(name)
+            return function(*arguments)
+
+        library.impl(name, call, "CPU")
+
+    for cell in CELLS:
+        for op in OPS:
+            stand_in(f"{cell}_{op}")
+    (persistent,) = (b for b in dispatch.BACKENDS if b.name == "persistent")
+    persistent = dataclasses.replace(persistent, devices=("cpu",), can_run=can_run)
+    others = [b for b in dispatch.BACKENDS if b.name != "persistent"]
+    monkeypatch.setattr(dispatch, "BACKENDS", (persistent, *others))
+    monkeypatch.setitem(dispatch._BY_NAME, "persistent", persistent)
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    yield called
+    torch.backends.cudnn.rnn.fp32_precision = TORCH_PRECISION
+    library._destroy()
+
+
+def forwards(called):
+    """The forward ops among those called, without cell and backend."""
+    return [n.removesuffix("_persistent").split("_")[-1] for n in called if "backward" not in n]
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_layers_match_torch(kind, options, persistent_on_the_cpu):
+    modules = trio(kind, 5, 37, **options, dtype=torch.float32)
+    layers, directions = options.get("num_layers", 1), 1 + options.get("bidirectional", False)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    batch = 4 if options.get("batch_first") else 3
+    hx = state(kind, (batch,), 37, layers=layers, directions=directions)
+    assert_same(modules, x, hx)
+    wanted = ["directions"] * layers if directions == 2 else ["layers"]
+    assert forwards(persistent_on_the_cpu) == wanted
+    with torch.no_grad():
+        inference, trained = modules.ours(x.float()), modules.ours(x.float())
+    assert torch.equal(inference[0], trained[0])
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("kind, more", [("LSTM", {}), ("GRU", {"reset": "before"})])
+def test_options_match_the_reference(kind, more, options):
+    """Lengths, resets and the cell states of every step."""
+    module = getattr(seqkernels, kind)(5, 24, **options, **more)
+    x, reset = torch.randn(5, 4, 5), torch.rand(5, 4) < 0.3
+    keywords = {"lengths": torch.tensor([3, 5, 1, 4]), "reset": reset}
+    if options.get("batch_first"):
+        x, reset = x.transpose(0, 1), reset.t()
+        keywords["reset"] = reset
+    if kind == "LSTM":
+        keywords["return_c_sequence"] = True
+    found = run(module, torch.float32, (x,), **keywords)
+    with seqkernels.use_backend("reference"):
+        theirs = run(module, torch.float32, (x,), **keywords)
+        exact = run(module.double(), torch.float64, (x,), **keywords)
+    for name in found:
+        assert_parity(found[name], theirs[name], exact[name], name)
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_packed(options):
+    modules = trio("LSTM", 5, 24, **{**options, "batch_first": False}, dtype=torch.float32)
+    x = torch.randn(5, 4, 5, dtype=torch.float64)
+    packed = pack_padded_sequence(x, [3, 5, 1, 4], enforce_sorted=False)
+    found = []
+    for module, dtype in zip(modules, (torch.float32, torch.float32, torch.float64), strict=True):
+        output, hidden = module(packed.to(dtype))
+        results = [output.data, *hidden]
+        loss = sum((r * (i + 1)).square().sum() for i, r in enumerate(results))
+        found.append([*results, *torch.autograd.grad(loss, list(module.parameters()))])
+    for index, (ours, theirs, exact) in enumerate(zip(*found, strict=True)):
+        assert_parity(ours, theirs, exact, str(index))
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_second_and_double_backward(options):
+    module = seqkernels.GRU(5, 24, **options)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    output, h_n = module(x)
+    loss = output.square().sum() + h_n.sum()
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    second = torch.autograd.grad(loss, wanted, retain_graph=True)
+    assert all(map(torch.equal, first, second))
+    grads = torch.autograd.grad(loss, wanted, create_graph=True)
+    found = torch.autograd.grad(sum(g.square().sum() for g in grads), wanted)
+    with seqkernels.use_backend("reference"):
+        output, h_n = module(x)
+    grads = torch.autograd.grad(output.square().sum() + h_n.sum(), wanted, create_graph=True)
+    expected = torch.autograd.grad(sum(g.square().sum() for g in grads), wanted)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_outputs_changed_in_place_are_noticed_or_allowed():
+    for options in LAYERS.values():
+        module = seqkernels.LSTM(5, 24, **options)
+        output, _ = module(torch.randn(4, 3, 5))
+        output.mul_(2)  # what a backward reads
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+        with torch.no_grad():
+            module(torch.randn(4, 3, 5))[0].relu_()
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
+    module = seqkernels.LSTM(5, 24, **options)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for batch in (3, 2):
+        runs = []
+        x = torch.randn(batch, batch, 5)
+        for call in (module, compiled):
+            leaf = x.clone().requires_grad_()
+            output, (h_n, c_n) = call(leaf)
+            loss = output.square().sum() + (h_n * c_n).sum()
+            runs.append([output, *torch.autograd.grad(loss, [leaf, *module.parameters()])])
+        for eager, found in zip(*runs, strict=True):
+            torch.testing.assert_close(found, eager)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x)[0], module(x)[0])
+    torch._dynamo.reset()  # the next case compiles the same function for another module
+    joined = "directions" if options.get("bidirectional") else "layers"
+    assert any(joined in name for name in persistent_on_the_cpu)
+
+
+def test_exported_with_a_dynamic_length():
+    # torch.export itself asks for one answer of convolutions and recurrent layers.
+    torch.backends.cudnn.rnn.fp32_precision = TORCH_PRECISION
+    for options in LAYERS.values():
+        module = seqkernels.GRU(5, 24, **options).eval()
+        length = torch.export.Dim("length", min=2, max=64)
+        dim = 1 if options.get("batch_first") else 0
+        x = torch.randn(4, 4, 5)
+        program = torch.export.export(module, (x,), dynamic_shapes={"input": {dim: length}})
+        x = torch.randn(4, 7, 5) if dim else torch.randn(7, 4, 5)
+        assert torch.equal(program.module()(x)[0], module(x)[0])
+
+
+def test_explain_says_what_shares_a_launch(monkeypatch):
+    layer, x = seqkernels.LSTM(5, 24, num_layers=2), torch.randn(3, 2, 5)
+    text = seqkernels.explain(layer, x)
+    assert "2 layers in one launch" in text
+    assert text.count("persistent:") == 1
+    both = seqkernels.explain(seqkernels.GRU(5, 24, bidirectional=True), x)
+    assert "both directions in one launch" in both
+    monkeypatch.setitem(DEVICE, "processors", 3)
+    text = seqkernels.explain(layer, x)
+    assert text.count("persistent:") == 2
+    assert text.count("a launch of its own: ") == 2
+
+
+def test_dropout_between_layers_takes_a_launch_each(persistent_on_the_cpu):
+    layer, x = seqkernels.LSTM(5, 24, num_layers=2, dropout=0.5), torch.randn(3, 2, 5)
+    layer(x)
+    assert forwards(persistent_on_the_cpu) == ["sequence"] * 2
+    persistent_on_the_cpu.clear()
+    layer.eval()(x)
+    assert forwards(persistent_on_the_cpu) == ["layers"]
