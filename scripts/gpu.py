@@ -83,6 +83,7 @@ def stages(work: Path) -> list[Stage]:
     l2, small = {"SEQKERNELS_MAX_CLUSTER": "1"}, {"SEQKERNELS_MAX_UNITS": "16"}
     ops, full = "tests/cuda/test_cuda_ops.py", "tests/cuda/test_full_size.py"
     joined = "tests/cuda/test_cuda_joined.py"
+    persistent = [*PYTEST, ops, joined, "-k", "persistent"]
     behaviour = "tests/cuda/test_cuda_behaviour.py"
     triton = ["tests/triton/test_triton_gpu.py", "tests/triton/test_triton_options.py"]
     wrappers = [*PYTEST, "tests/cuda/test_golden_wrappers.py"]
@@ -96,8 +97,8 @@ def stages(work: Path) -> list[Stage]:
         Stage("wrappers", wrappers, 150, "build", needs_build=False),
         Stage("parity", [*PYTEST, ops, joined], 150, "parity"),
         Stage("full size", [*PYTEST, full], 150, "parity"),
-        Stage("parity through L2", [*PYTEST, ops, joined, full, "-k", "persistent"], 150, "parity", l2),
-        Stage("parity in small blocks", [*PYTEST, ops, joined, "-k", "persistent"], 150, "parity", small),
+        Stage("parity through L2", [*persistent, full], 150, "parity", l2),
+        Stage("parity in small blocks", persistent, 150, "parity", small),
         Stage("parity of Triton", [*PYTEST, *triton], 150, "parity"),
         Stage("layers", [*PYTEST, "tests/cuda/test_cuda_layers.py"], 150, "parity"),
         Stage("behaviour", [*PYTEST, behaviour], 80, "behaviour"),

@@ -87,15 +87,15 @@ BUGS = {
     ),
     "L2: one buffer instead of two": through_l2(
         "exchange.h",
-        "words_ + ((round % 2 * slices + b.group)",
-        "words_ + ((round * 0 * slices + b.group)",
+        "words_ + ((round % 2 * groups + b.group)",
+        "words_ + ((round * 0 * groups + b.group)",
         "livelock",
         schedules=("depth first",),
     ),
     "the double buffer's halves are swapped in the publisher": Bug(
         "exchange.h",
-        "const char* slice = input(round + 1) + b.own * bytes;",
-        "const char* slice = input(round) + b.own * bytes;",
+        "const char* slice = this->slice(b, round, bytes);",
+        "const char* slice = this->slice(b, round + 1, bytes);",
         "output: error",
     ),
     "values are published before all are staged": Bug(
@@ -120,8 +120,8 @@ BUGS = {
     ),
     "partial sums are read before all are there": Bug(
         "persistent.h",
-        "if (!first) product[phase].run(p, b, exchanger.input(round));\n      __syncthreads();",
-        "if (!first) product[phase].run(p, b, exchanger.input(round));",
+        "if (!first) multiply(phase);\n      __syncthreads();",
+        "if (!first) multiply(phase);",
         "output",
     ),
     "the last part of the summed dimension is dropped": through_l2(
@@ -170,8 +170,8 @@ BUGS = {
     ),
     "the first state is loaded in another order of the rows": Bug(
         "forward.h",
-        "int64_t(batch_row(a, b, row)) * p.hidden + k",
-        "int64_t(b.first_row + row) * p.hidden + k",
+        "int64_t(b.part) * p.batch + batch_row(a, b, row);",
+        "int64_t(b.part) * p.batch + b.first_row + row;",
         "output: error",
     ),
     "the bias is added twice": Bug(
