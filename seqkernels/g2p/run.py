@@ -119,7 +119,7 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, 
     if options.compare and world.first:
         speeds = compare(config, symbols, trainer.batches, trainer.recipe, device)
     if world.first:
-        results = _results(options, split, progress, dev, test, speeds, device, world)
+        results = _results(options, split, trainer, dev, test, speeds, device, world)
         report(_summary(results, options))
         sample = random.Random(options.seed).sample(split.test, min(10, len(split.test)))
         report(examples(trainer.model, symbols, dictionary, sample, beam=options.beam))
@@ -218,13 +218,14 @@ def _interrupt_flag() -> Iterator[threading.Event]:
 def _results(
     options: Options,
     split: Split,
-    progress: Progress,
+    trainer: Trainer,
     dev: ErrorCounts,
     test: dict[str, ErrorCounts],
     speeds: Comparison | None,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
+    progress = trainer.progress
     training_speed = round(progress.tokens / max(progress.busy_seconds, 1e-9), 1)
     return {
         "test": {name: counts.rates() for name, counts in test.items()},
@@ -255,6 +256,7 @@ def _results(
             "library": options.library,
             "beam": options.beam,
         },
+        "recipe": asdict(trainer.recipe),
         "history": {"loss": progress.loss, "dev": progress.dev},
     }
 
