@@ -26,7 +26,9 @@ def groups(runs: Iterable[Run]) -> list[list[Run]]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         same = {"recipe": run["recipe"] | {"seed": None}}
-        same |= {name: run[name] for name in ("model", "words", "threads", "processor", "processes")}
+        same |= {
+            name: run[name] for name in ("model", "words", "threads", "processor", "processes")
+        }
         found.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     return sorted(
         (sorted(group, key=lambda run: run["seed"]) for group in found.values()),
@@ -37,7 +39,9 @@ def groups(runs: Iterable[Run]) -> list[list[Run]]:
 def name_of(run: Run) -> str:
     """The model in words."""
     model = run["model"]
-    attention = "no attention" if model["attention"] == "none" else f"{model['attention']} attention"
+    attention = (
+        "no attention" if model["attention"] == "none" else f"{model['attention']} attention"
+    )
     library = "" if model["library"] == "seqkernels" else f", {model['library']}.nn"
     return f"{model['cell'].upper()} {model['hidden']}, {attention}{library}"
 
@@ -79,9 +83,7 @@ def brief(runs: Iterable[Run]) -> str:
             )
         )
     lines = ["| system | training | WER %, greedy | WER %, beam |", "| --- | --- | ---: | ---: |"]
-    lines += [
-        f"| {' | '.join(cells)} |" for *cells, _ in sorted(rows, key=lambda row: -row[-1])
-    ]
+    lines += [f"| {' | '.join(cells)} |" for *cells, _ in sorted(rows, key=lambda row: -row[-1])]
     return "\n".join(lines)
 
 

@@ -89,9 +89,7 @@ def _demo(form: str, runs: dict[Path, list[dict]], page: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _block(
-    name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]], page: Path
-) -> str:
+def _block(name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]], page: Path) -> str:
     if name == "misses":
         return tables.misses(documents.values())
     if name in ("g2p", "g2p.full", "g2p.speed"):

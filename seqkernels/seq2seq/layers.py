@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .. import dispatch
+from ..cells import CELLS
 from ..functional import _transformed
 from ..nn import GRU, LSTM, RNN
 from ..ops.embedded import EMBEDDED
@@ -104,15 +105,16 @@ def run_embedded(
     In training on the CPU a single layer projects the vocabulary once instead of every place, where
     that is less work: see `seqkernels.ops.embedded`.
     """
-    if not _projects_vocabulary(layer, embedding, dropout, tokens):
+    if not _projects_vocabulary(layer, embedding, dropout, tokens, state):
         return run(layer, dropout(embedding(tokens)), state, lengths)
-    spec_states = 2 if layer.cell == "lstm" else 1
+    shape = _state_shape(layer, tokens)
+    count = CELLS[layer.cell].states
     if state is None:
-        state = (embedding.weight.new_zeros(1, tokens.shape[1], layer.hidden_size),) * spec_states
-    directions = 2 if layer.bidirectional else 1
-    state = tuple(s.expand(directions, -1, -1) if len(s) < directions else s for s in state)
+        state = (embedding.weight.new_zeros(shape),) * count
+    if lengths is not None:
+        lengths = lengths.to(torch.int64)
     outputs, finals = [], []
-    for index in range(directions):
+    for index in range(shape[0]):
         weights = layer._weights(index)
         if not layer.bias:
             weights += [None, None]
@@ -121,15 +123,26 @@ def run_embedded(
             tokens, embedding.weight, embedding.padding_idx, *weights, h_0, c_0, lengths, index == 1
         )
         outputs.append(output)
-        finals.append(final[:spec_states])
-    output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        finals.append(final[:count])
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     return output, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
+def _state_shape(layer: nn.Module, tokens: Tensor) -> tuple[int, int, int]:
+    return (2 if layer.bidirectional else 1, tokens.shape[1], layer.hidden_size)
+
+
 def _projects_vocabulary(
-    layer: nn.Module, embedding: nn.Embedding, dropout: nn.Dropout, tokens: Tensor
+    layer: nn.Module,
+    embedding: nn.Embedding,
+    dropout: nn.Dropout,
+    tokens: Tensor,
+    state: States | None,
 ) -> bool:
-    """Whether the first layer's gates may be looked up by symbol, and whether that is less work."""
+    """Whether the layer's gates may be looked up by symbol, and whether that is less work.
+
+    Arguments that do not fit are left to the ordinary way, which says what is wrong.
+    """
     weight = embedding.weight
     return (
         isinstance(layer, (LSTM, GRU, RNN))
@@ -140,6 +153,15 @@ def _projects_vocabulary(
         and not torch.compiler.is_compiling()
         and dispatch.takes_native(weight)
         and weight.dtype == layer.weight_hh_l0.dtype
+        and weight.shape[1] == layer.input_size
+        and (
+            state is None
+            or len(state) == CELLS[layer.cell].states
+            and all(
+                s.shape == _state_shape(layer, tokens) and s.dtype == weight.dtype and s.is_cpu
+                for s in state
+            )
+        )
         and not torch.is_autocast_enabled("cpu")
         and tokens.numel() >= 2 * len(weight)
         and embedding.max_norm is None

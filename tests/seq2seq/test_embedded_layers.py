@@ -128,6 +128,13 @@ def test_other_calls_go_the_ordinary_way(change, projected):
     assert bool(seen) == (change == "hook")
 
 
+def test_a_state_that_does_not_fit_is_refused_as_ever(projected):
+    layer, embedding, tokens = make("gru", bidirectional=True)
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 5, 20\)"):
+        by_table(layer, embedding, tokens, (torch.zeros(1, 5, HIDDEN),), None)
+    assert not projected
+
+
 def test_the_encoder_projects_its_vocabulary_in_training_alone(projected):
     encoder = Encoder(VOCABULARY, WIDTH, HIDDEN, dropout=0.5, embedding_dropout=0.0)
     tokens = torch.randint(1, VOCABULARY, (11, 5))
