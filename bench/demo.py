@@ -130,15 +130,20 @@ def speeds(runs: Iterable[Run]) -> str:
 
 def plot(runs: Iterable[Run]) -> str:
     """Word error rates on development words over the minutes of training, as SVG."""
-    lines = [
-        Series(
-            f"{name_of(run)}, seed {run['seed']}",
-            [(seconds / 60, wer) for seconds, wer, _ in run["history"]["dev"]],
-        )
-        for group in groups(runs)
-        for run in group
-    ]
-    return page([LineChart("Errors on development words, greedy", "minutes", "WER %", lines)])
+    grouped = groups(runs)
+    lines = []
+    for group in grouped:
+        run = group[0]
+        recipe = f"{name_of(run)}, {run['recipe']['minutes']:g} min, " if len(grouped) > 1 else ""
+        lines += [
+            Series(
+                f"{recipe}seed {run['seed']}",
+                [(seconds / 60, wer) for seconds, wer, _ in run["history"]["dev"]],
+            )
+            for run in group
+        ]
+    chart = LineChart("Errors on development words, greedy", "minutes", "WER %", lines)
+    return page([chart], width=760)
 
 
 def heading(run: Run) -> str:
