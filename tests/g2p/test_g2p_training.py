@@ -95,7 +95,7 @@ def test_answers_keep_the_order_of_the_words(dictionary):
 
 
 def test_the_learning_rate_follows_the_budget():
-    recipe = Recipe(learning_rate=1.0, warm_up=10)
+    recipe = Recipe(learning_rate=1.0, warm_up=10, hold=0.4)
     assert recipe.rate(0.0, 0) == pytest.approx(0.1)
     assert recipe.rate(0.4, 100) == pytest.approx(1.0)
     assert recipe.rate(0.7, 100) == pytest.approx(0.505)
