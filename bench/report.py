@@ -1,20 +1,20 @@
 """Tables and plots in the repository, written from the committed JSON and from nothing else.
 
 In a Markdown file the text between `<!-- bench:NAME:begin -->` and `<!-- bench:NAME:end -->` is
-written here. NAME is a suite for its brief table, SUITE.full for the whole one with the plot, or
-`misses`.
+written here. NAME is a suite for its brief table, SUITE.full for the whole one with the plot,
+`misses`, or for the pronunciation demo `g2p`, `g2p.full` and `g2p.speed`.
 """
 
 import os
 import re
 from pathlib import Path
 
-from . import results, tables
+from . import demo, results, tables
 from .cases import SUITES
 from .plot import svg
 
 ROOT = results.BENCH.parent
-PAGES = ("README.md", "docs/benchmarks.md", "bench/NOTES.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/g2p.md", "bench/NOTES.md")
 _BLOCK = re.compile(
     r"(<!-- bench:(?P<name>[\w.]+):begin -->\n).*?(<!-- bench:(?P=name):end -->)", re.DOTALL
 )
@@ -32,13 +32,15 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
     paths = results.stored(root / "bench" / "results")
     documents = {path: results.read(path) for path in paths}
     files = {path.with_suffix(".svg"): svg(document) for path, document in documents.items()}
+    runs = _by_device(demo.stored(root / "bench" / "results"))
+    files |= {folder / "g2p.svg": demo.plot(own) for folder, own in runs.items()}
     for name in PAGES:
         page = root / name
         if page.exists():
             text = page.read_text()
             files[page] = _BLOCK.sub(
                 lambda match, page=page: (
-                    f"{match[1]}{_block(match['name'], documents, page)}\n{match[3]}"
+                    f"{match[1]}{_block(match['name'], documents, runs, page)}\n{match[3]}"
                 ),
                 text,
             )
@@ -67,9 +69,31 @@ def write(root: Path = ROOT) -> list[Path]:
     return changed
 
 
-def _block(name: str, documents: dict[Path, dict], page: Path) -> str:
+def _by_device(runs: dict[Path, dict]) -> dict[Path, list[dict]]:
+    folders: dict[Path, list[dict]] = {}
+    for path, run in runs.items():
+        folders.setdefault(path.parent, []).append(run)
+    return folders
+
+
+def _demo(form: str, runs: dict[Path, list[dict]], page: Path) -> str:
+    if not runs:
+        return "Not measured yet."
+    parts = []
+    for folder, own in runs.items():
+        parts.append(demo.heading(own[0]))
+        if form == "full":
+            plot = Path(os.path.relpath(folder / "g2p.svg", page.parent)).as_posix()
+            parts.append(f"![Word error rate over the minutes of training]({plot})")
+        parts.append({"": demo.brief, "full": demo.full, "speed": demo.speeds}[form](own))
+    return "\n\n".join(parts)
+
+
+def _block(name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]], page: Path) -> str:
     if name == "misses":
         return tables.misses(documents.values())
+    if name in ("g2p", "g2p.full", "g2p.speed"):
+        return _demo(name.partition(".")[2], runs, page)
     suite, _, form = name.partition(".")
     if suite not in SUITES or form not in ("", "full"):
         raise ValueError(f"{page.name}: bench:{name} names no suite")

@@ -15,7 +15,7 @@ def target(suite: str, case: dict, mode: str, device: str) -> float | None:
     if device == "cuda":
         return _cuda(suite, case, mode)
     if case["kind"] == "decode":
-        return None
+        return _cpu_decode(case)
     return _cpu(case, mode) if suite == "cpu" else 1.0
 
 
@@ -29,6 +29,11 @@ def _cpu(case: dict, mode: str) -> float | None:
         few = batch <= 8
         return {"inference": 2.5 if few else 1.3, "training": 5.0 if few else 1.4}[mode]
     return 1.3
+
+
+def _cpu_decode(case: dict) -> float | None:
+    wanted = {(64, 256, 1024, 1): 1.6, (1, 256, 1024, 1): 1.8, (1, 128, 128, 2): 8.0}
+    return wanted.get(tuple(case[k] for k in ("batch", "hidden_size", "vocabulary", "num_layers")))
 
 
 def _cuda(suite: str, case: dict, mode: str) -> float | None:

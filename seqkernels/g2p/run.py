@@ -80,15 +80,18 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, 
     dictionary = _dictionary(options.words)
     split = _split(dictionary, options.test_words, report)
     trainer, symbols, config = _trainer(options, dictionary, split, device, world, report)
+    seed = trainer.recipe.seed
     report(
         f"{len(split.train):,} words to train on, {len(split.dev):,} to develop, "
-        f"{len(split.test):,} to test; seed {options.seed}, {device}"
+        f"{len(split.test):,} to test; seed {seed}, {device}"
     )
+    if trainer.progress.seconds >= 60 * options.minutes:
+        report(f"its {options.minutes:g} minutes are used up: give more to train on")
     bar = ProgressBar(options.minutes, quiet=not world.first)
 
     def save(progress: Progress) -> None:
         if options.checkpoint is not None and world.first:
-            state = asdict(progress) | {"seed": options.seed, "test": split.digest()}
+            state = asdict(progress) | {"seed": seed, "test": split.digest()}
             weights = trainer.model.state_dict()
             moments = optimizer_tensors(trainer.model, trainer.optimizer)
             save_checkpoint(
@@ -99,7 +102,7 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, 
         return score_words(trainer.model, symbols, dictionary, words, beam=beam, world=world)
 
     # Each process drops out other units.
-    torch.manual_seed(options.seed + trainer.progress.steps + 1_000_003 * world.rank)
+    torch.manual_seed(seed + trainer.progress.steps + 1_000_003 * world.rank)
     dev_sample = _spaced(split.dev, trainer.recipe.dev_words)
     with _interrupt_flag() as interrupted:
         progress = trainer.run(
@@ -119,9 +122,9 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, 
     if options.compare and world.first:
         speeds = compare(config, symbols, trainer.batches, trainer.recipe, device)
     if world.first:
-        results = _results(options, split, progress, dev, test, speeds, device, world)
+        results = _results(options, split, config, trainer, dev, test, speeds, device, world)
         report(_summary(results, options))
-        sample = random.Random(options.seed).sample(split.test, min(10, len(split.test)))
+        sample = random.Random(seed).sample(split.test, min(10, len(split.test)))
         report(examples(trainer.model, symbols, dictionary, sample, beam=options.beam))
         if options.json is not None:
             write_atomically(options.json, _json(results).encode())
@@ -218,13 +221,15 @@ def _interrupt_flag() -> Iterator[threading.Event]:
 def _results(
     options: Options,
     split: Split,
-    progress: Progress,
+    config: ModelConfig,
+    trainer: Trainer,
     dev: ErrorCounts,
     test: dict[str, ErrorCounts],
     speeds: Comparison | None,
     device: torch.device,
     world: World,
 ) -> dict[str, Any]:
+    progress = trainer.progress
     training_speed = round(progress.tokens / max(progress.busy_seconds, 1e-9), 1)
     return {
         "test": {name: counts.rates() for name, counts in test.items()},
@@ -241,20 +246,21 @@ def _results(
             "dev": len(split.dev),
             "test": len(split.test),
         },
-        "seed": options.seed,
+        "seed": trainer.recipe.seed,
         "device": str(device),
         "processor": _processor(device),
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "model": {
-            "cell": options.cell,
-            "hidden": options.hidden,
-            "layers": options.layers,
-            "attention": options.attention,
+            "cell": config.cell,
+            "hidden": config.hidden,
+            "layers": config.layers,
+            "attention": config.attention,
             "library": options.library,
             "beam": options.beam,
         },
+        "recipe": asdict(trainer.recipe),
         "history": {"loss": progress.loss, "dev": progress.dev},
     }
 
@@ -282,8 +288,9 @@ def _processor(device: torch.device) -> str:
 
 def _summary(results: dict[str, Any], options: Options) -> str:
     test, dev, beam = results["test"], results["dev"]["greedy"], f"beam {options.beam}"
-    name = f"this run, {options.attention} attention"
-    if options.attention == "none":
+    attention = results["model"]["attention"]
+    name = f"this run, {attention} attention"
+    if attention == "none":
         name = "this run, no attention"
     lines = [
         f"trained {results['minutes']:.1f} minutes, {results['epochs']:.1f} epochs, "

@@ -34,9 +34,9 @@ class Recipe:
     minutes: float = 5.0
     seed: int = 0
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warm_up: int = 200
-    hold: float = 0.4
+    hold: float = 0.1
     last: float = 0.01
     clip: float = 1.0
     dev_scores: int = 10

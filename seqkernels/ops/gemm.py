@@ -41,6 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """A [M, K] @ b [K, N] without derivatives."""
-    if not _suits_onednn(a, b, a.numel() * b.shape[1]):
+    # Where neither dimension of b is contiguous as a whole, as in a slice of columns, oneDNN takes
+    # its reference product: seconds instead of milliseconds.
+    whole = b.is_contiguous() or b.t().is_contiguous()
+    if not whole or not _suits_onednn(a, b, a.numel() * b.shape[1]):
         return a @ b
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")

@@ -61,7 +61,7 @@ def register_layer(spec: CellSpec) -> None:
         layout = (lengths, batch_sizes, reset, ctx.reverse)
         if torch.is_grad_enabled():
             inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)
-            return (*_second_order(spec, inputs, layout, grads), *[None] * 6)
+            return (*second_order(spec, inputs, layout, grads), *[None] * 6)
         grad_gates, grad_h, grad_h_0, grad_c_0 = run_backward(
             f"{spec.name}_sequence{ctx.suffix}", spec, grads, weight_hh, h_0, c_0, results, layout
         )
@@ -110,7 +110,7 @@ def register_layer(spec: CellSpec) -> None:
     )
 
 
-def _second_order(spec, inputs, layout, grads):
+def second_order(spec, inputs, layout, grads):
     """Differentiable gradients of (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)."""
     x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
     gates_x = F.linear(x, weight_ih, bias_ih)

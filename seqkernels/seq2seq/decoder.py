@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .attention import Attention, Memory
 from .dropout import dropout_layer
 from .encoder import make_embedding
-from .layers import States, recurrent_layer, run
+from .layers import States, recurrent_layer, run, run_embedded
 from .linear import linear_layer
 
 
@@ -45,6 +45,7 @@ class Decoder(nn.Module):
             al. 2015, section 3.3). The steps then depend on each other through attention, and a
             target is read one step at a time.
         dropout: probability on the embeddings, between layers and before the output layer.
+        embedding_dropout: another probability on the embeddings.
         output_dropout: another probability before the output layer.
         tied_output: use the embedding as the weight of the output layer.
         embedding: a layer to share, instead of an own one.
@@ -69,6 +70,7 @@ class Decoder(nn.Module):
         memory_size: int | None = None,
         input_feeding: bool = False,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tied_output: bool = False,
         embedding: nn.Embedding | None = None,
@@ -88,7 +90,9 @@ class Decoder(nn.Module):
         self.padding_idx = padding_idx
         self.batch_first = batch_first
         self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = dropout_layer(dropout, library)
+        self.dropout = dropout_layer(
+            dropout if embedding_dropout is None else embedding_dropout, library
+        )
         self.rnn = recurrent_layer(
             cell,
             embedding_size + (hidden_size if input_feeding else 0),
@@ -151,11 +155,13 @@ class Decoder(nn.Module):
         Returns:
             Scores [T, N, V], the carry, and the attention's weights [N, T, S] or None.
         """
-        x = self.dropout(self.embedding(inputs))
         if self.input_feeding:
+            x = self.dropout(self.embedding(inputs))
             hidden, carry, weights = self._fed_steps(x, carry, memory)
         else:
-            hidden, states = run(self.rnn, x, carry.states)
+            hidden, states = run_embedded(
+                self.rnn, self.embedding, self.dropout, inputs, carry.states
+            )
             carry, weights = Carry(states, None), None
             if self.attention is not None:
                 hidden, weights = self.attention(hidden, memory)

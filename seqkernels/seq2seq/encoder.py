@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from .checks import check_lengths, check_tokens
 from .dropout import dropout_layer
-from .layers import States, recurrent_layer, reverse_rows, run
+from .layers import States, recurrent_layer, reverse_rows, run_embedded
 
 
 class Encoder(nn.Module):
@@ -18,6 +18,7 @@ class Encoder(nn.Module):
         cell: `lstm`, `gru`, `rnn` or `rnn_relu`.
         bidirectional: read in both directions; D is 2, else 1.
         dropout: probability on the embeddings and between layers.
+        embedding_dropout: another probability on the embeddings.
         reverse_source: read each sequence from its end, as Sutskever et al. 2014 do.
         embedding: a layer to share, instead of an own one.
         padding_idx: the symbol past a sequence's end; lengths are counted from it where not given.
@@ -38,6 +39,7 @@ class Encoder(nn.Module):
         cell: str = "lstm",
         bidirectional: bool = False,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
         reverse_source: bool = False,
         embedding: nn.Embedding | None = None,
         padding_idx: int | None = None,
@@ -55,7 +57,9 @@ class Encoder(nn.Module):
         self.padding_idx = padding_idx
         self.batch_first = batch_first
         self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = dropout_layer(dropout, library)
+        self.dropout = dropout_layer(
+            dropout if embedding_dropout is None else embedding_dropout, library
+        )
         self.rnn = recurrent_layer(
             cell,
             embedding_size,
@@ -99,8 +103,9 @@ class Encoder(nn.Module):
             lengths = lengths.to(source.device)
         if self.reverse_source:
             source = reverse_rows(source, lengths)
-        x = self.dropout(self.embedding(source))
-        output, states = run(self.rnn, x, lengths=lengths)
+        output, states = run_embedded(
+            self.rnn, self.embedding, self.dropout, source, lengths=lengths
+        )
         return output, states, lengths
 
 

@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from .. import dispatch
+from ..cells import CELLS
+from ..functional import _transformed
 from ..nn import GRU, LSTM, RNN
+from ..ops.embedded import EMBEDDED
 
 States = tuple[Tensor, ...]  # (h,) or (h, c), each [L*D, N, H]
 
@@ -86,6 +90,96 @@ def run(
         packed, state = layer(packed, state)
         output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
     return output, state if isinstance(state, tuple) else (state,)
+
+
+def run_embedded(
+    layer: nn.Module,
+    embedding: nn.Embedding,
+    dropout: nn.Dropout,
+    tokens: Tensor,
+    state: States | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, States]:
+    """`run` on dropout(embedding(tokens)); tokens [T, N], already checked.
+
+    In training on the CPU a single layer projects the vocabulary once instead of every place, where
+    that is less work: see `seqkernels.ops.embedded`.
+    """
+    if not _projects_vocabulary(layer, embedding, dropout, tokens, state):
+        return run(layer, dropout(embedding(tokens)), state, lengths)
+    shape = _state_shape(layer, tokens)
+    count = CELLS[layer.cell].states
+    if state is None:
+        state = (embedding.weight.new_zeros(shape),) * count
+    if lengths is not None:
+        lengths = lengths.to(torch.int64)
+    outputs, finals = [], []
+    for index in range(shape[0]):
+        weights = layer._weights(index)
+        if not layer.bias:
+            weights += [None, None]
+        h_0, c_0 = (*(s[index] for s in state), None)[:2]
+        output, *final = EMBEDDED[layer.cell](
+            tokens, embedding.weight, embedding.padding_idx, *weights, h_0, c_0, lengths, index == 1
+        )
+        outputs.append(output)
+        finals.append(final[:count])
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    return output, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _state_shape(layer: nn.Module, tokens: Tensor) -> tuple[int, int, int]:
+    return (2 if layer.bidirectional else 1, tokens.shape[1], layer.hidden_size)
+
+
+def _projects_vocabulary(
+    layer: nn.Module,
+    embedding: nn.Embedding,
+    dropout: nn.Dropout,
+    tokens: Tensor,
+    state: States | None,
+) -> bool:
+    """Whether the layer's gates may be looked up by symbol, and whether that is less work.
+
+    Arguments that do not fit are left to the ordinary way, which says what is wrong.
+    """
+    weight = embedding.weight
+    return (
+        isinstance(layer, (LSTM, GRU, RNN))
+        and layer.num_layers == 1
+        and not layer.proj_size
+        and not (dropout.training and dropout.p > 0.0)
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and dispatch.takes_native(weight)
+        and weight.dtype == layer.weight_hh_l0.dtype
+        and weight.shape[1] == layer.input_size
+        and (
+            state is None
+            or len(state) == CELLS[layer.cell].states
+            and all(
+                s.shape == _state_shape(layer, tokens) and s.dtype == weight.dtype and s.is_cpu
+                for s in state
+            )
+        )
+        and not torch.is_autocast_enabled("cpu")
+        and tokens.numel() >= 2 * len(weight)
+        and embedding.max_norm is None
+        and not embedding.scale_grad_by_freq
+        and not embedding.sparse
+        and not any(_hooked(module) for module in (embedding, dropout, layer))
+        and not _transformed((weight, tokens))
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    # What somebody attached to a module's call would not see the call.
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def reverse_rows(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.gemm import linear, matmul
+from ..ops.weights import rows_product
 
 
 class _Product(torch.autograd.Function):
-    """`F.linear` of rows [R, K] whose three products go through `ops.gemm`."""
+    """`F.linear` of rows [R, K] whose three products go through `ops`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,14 +18,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # Where a second derivative will be taken, stay with what autograd can follow.
-        product = torch.mm if torch.is_grad_enabled() else matmul
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            product(grad, weight) if need_x else None,
-            product(grad.t(), x) if need_weight else None,
-            grad.sum(0) if need_bias else None,
-        )
+        # Where a second derivative will be taken, stay with what autograd can follow.
+        followed = torch.is_grad_enabled()
+        grad_x = grad_weight = None
+        if need_x:
+            grad_x = grad @ weight if followed else matmul(grad, weight)
+        if need_weight:
+            grad_weight = grad.t() @ x if followed else rows_product((grad,), (x,))
+        return grad_x, grad_weight, grad.sum(0) if need_bias else None
 
 
 class Linear(nn.Linear):

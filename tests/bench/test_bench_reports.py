@@ -10,6 +10,7 @@ import pytest
 
 from bench import compare, plot, report, results, tables
 from bench.__main__ import main
+from bench.cases import SUITES
 from bench.contestants import BASELINE, OURS
 from bench.targets import target
 
@@ -134,6 +135,11 @@ def test_contended_times_are_marked():
 def test_targets(suite, cell, batch, rows, mode, wanted):
     case = documents.CASE.to_json() | {"cell": cell, "batch": batch, "rows": rows}
     assert target(suite, case, mode, "cpu") == wanted
+
+
+def test_every_decode_case_has_a_target():
+    wanted = [target("decode", c.to_json(), "inference", "cpu") for c in SUITES["decode"].cases]
+    assert wanted == [1.8, 1.6, 8.0] * 2
 
 
 def test_plot_places_points_on_a_logarithmic_axis():

@@ -93,7 +93,7 @@ def test_without_biases(cell):
     compare([found], [expected], [step_loop(decoder, 8)])
 
 
-@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("rows", [1, 3, 37, 70])
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads_and_reruns_change_no_bit(cell, rows):
     decoder = Decoder(cell, Sizes(rows, 64, 200, 500, 2), 3)
@@ -109,7 +109,7 @@ def test_threads_and_reruns_change_no_bit(cell, rows):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("rows", [3, 20, 70])
 def test_rows_do_not_depend_on_their_batch(rows):
     decoder = Decoder("lstm", Sizes(rows, 24, 72, 90, 2), 5)
     cell, embedding, layers, projection, state, start = decoder.arguments()

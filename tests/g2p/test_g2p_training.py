@@ -95,7 +95,7 @@ def test_answers_keep_the_order_of_the_words(dictionary):
 
 
 def test_the_learning_rate_follows_the_budget():
-    recipe = Recipe(learning_rate=1.0, warm_up=10)
+    recipe = Recipe(learning_rate=1.0, warm_up=10, hold=0.4)
     assert recipe.rate(0.0, 0) == pytest.approx(0.1)
     assert recipe.rate(0.4, 100) == pytest.approx(1.0)
     assert recipe.rate(0.7, 100) == pytest.approx(0.505)
@@ -129,11 +129,20 @@ def test_results_plot_and_checkpoint_are_written(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("banana")
 
 
-def test_a_training_is_continued_where_it_ended(tmp_path):
-    options = replace(QUICK, checkpoint=tmp_path / "model.safetensors", seed=5)
+def test_a_training_is_continued_where_it_ended(tmp_path, capsys):
+    options = replace(QUICK, checkpoint=tmp_path / "model.safetensors", seed=5, cell="gru")
     run(options, CPU, World())
     first = load_checkpoint(options.checkpoint)
+    # The model and its seed are the checkpoint's, whatever else the command line says.
+    result = tmp_path / "result.json"
+    options = replace(options, seed=0, cell="lstm", hidden=256, attention="none", json=result)
     run(replace(options, resume=True, minutes=0.04), CPU, World())
+    written = json.loads(result.read_text())
+    assert written["seed"] == written["recipe"]["seed"] == 5
+    model = written["model"]
+    assert (model["cell"], model["hidden"], model["attention"]) == ("gru", 32, "general")
+    printed = capsys.readouterr().out
+    assert "seed 5, cpu" in printed and "used up" not in printed
     second = load_checkpoint(options.checkpoint)
     assert second.progress["seconds"] >= 0.04 * 60 > first.progress["seconds"]
     assert second.progress["steps"] > first.progress["steps"]
@@ -143,6 +152,7 @@ def test_a_training_is_continued_where_it_ended(tmp_path):
     # A finished one is not trained further.
     run(replace(options, resume=True, minutes=0.04), CPU, World())
     assert load_checkpoint(options.checkpoint).progress == second.progress
+    assert "its 0.04 minutes are used up" in capsys.readouterr().out
     with pytest.raises(G2PError, match="other test words"):
         run(replace(options, resume=True, words=500), CPU, World())
 

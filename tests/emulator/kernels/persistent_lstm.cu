@@ -37,8 +37,8 @@ extern "C" int test_persistent_forward(SK_COMMON, const void* gates_x, const voi
   SequenceArgs a;
   const Device device{processors, max_cluster, max_units};
   if (const int error = prepare(&a, false, batch, hidden, steps, reverse, device)) return error;
-  a.weight_hh = weight_hh, a.h_0 = h_0, a.c_0 = c_0, a.lengths = lengths, a.order = order;
-  a.exchange = exchange, a.gates_x = gates_x, a.bias_hh = bias_hh, a.output = output;
+  a.weight_hh[0] = weight_hh, a.h_0 = h_0, a.c_0 = c_0, a.lengths = lengths, a.order = order;
+  a.exchange = exchange, a.gates_x = gates_x, a.bias_hh[0] = bias_hh, a.output = output;
   a.h_n = h_n, a.c_n = c_n, a.c_sequence = c_sequence, a.saved = saved;
   return launch_policy<Forward<Lstm, __half>, HalfMath>(a, nullptr);
 }
@@ -50,7 +50,7 @@ extern "C" int test_persistent_backward(SK_COMMON, const void* grad_output, cons
   SequenceArgs a;
   const Device device{processors, max_cluster, max_units};
   if (const int error = prepare(&a, true, batch, hidden, steps, reverse, device)) return error;
-  a.weight_hh = weight_hh, a.h_0 = h_0, a.c_0 = c_0, a.lengths = lengths, a.order = order;
+  a.weight_hh[0] = weight_hh, a.h_0 = h_0, a.c_0 = c_0, a.lengths = lengths, a.order = order;
   a.exchange = exchange, a.grad_output = grad_output, a.grad_h_n = grad_h_n;
   a.grad_c_n = grad_c_n, a.grad_c_sequence = grad_c_sequence, a.output = output;
   a.c_sequence = c_sequence, a.saved = saved, a.grad_gates_x = grad_gates_x;
