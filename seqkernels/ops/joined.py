@@ -104,7 +104,7 @@ def _directions_backward(spec, inputs, w, suffix, results, grads, need_x):
     )
     rows = grad_gates.flatten(0, -2)
     found = Weights([], [], [], [])
-    found.ih.extend(rows_product(rows, x.flatten(0, -2)).chunk(2))
+    found.ih.extend(rows_product((rows,), (x.flatten(0, -2),)).chunk(2))
     for d in range(2):
         own = _columns(grad_gates, d), _columns(grad_h, d)
         states = _columns(saved, d), h_0[d], _columns(output, d)
@@ -140,7 +140,7 @@ def _layers_backward(spec, inputs, w, suffix, results, grads, need_x):
         )
         below = outputs[i - 1] if i else x
         rows = grad_gates.flatten(0, -2)
-        found.ih[i] = rows_product(rows, below.flatten(0, -2))
+        found.ih[i] = rows_product((rows,), (below.flatten(0, -2),))
         found.hh[i] = weight_hh_grad(spec, grad_gates, grad_h, own[2], h_0[i], own[0], *where)
         if w.bias_ih:
             found.bias_ih[i], found.bias_hh[i] = bias_grads(spec, grad_gates, grad_h)
