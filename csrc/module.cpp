@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <tuple>
 
 #include "cuda/plan.h"
 #ifdef SK_WITH_CUDA
@@ -106,15 +107,24 @@ py::object persistent_refusal(const std::string& cell, const std::string& dtype,
   request.max_cluster = facts.max_cluster;
   request.max_units = facts.max_units;
   std::copy_n(facts.clusters, 4, request.clusters);
-  for (int backward = 0; backward <= (training ? 1 : 0); ++backward) {
+  // Plans take tens of microseconds, and every call of a layer asks.
+  using Question = std::tuple<Cell, Math, int64_t, int64_t, bool, int, int>;
+  static std::map<Question, std::string> answers;
+  if (answers.size() > 1000) answers.clear();
+  const Question question{request.cell, request.math, batch, hidden, training, directions, layers};
+  const auto [answer, fresh] = answers.try_emplace(question);
+  for (int backward = 0; fresh && backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
     // The backward of stacked layers has a launch for each.
     request.stacked = layers > 1 && !backward;
     request.parts = layers > 1 && backward ? 1 : std::max(directions, layers);
     const std::string refusal = make_joint_plan(request).refusal;
-    if (!refusal.empty()) return py::str((backward ? "in the backward, " : "") + refusal);
+    if (refusal.empty()) continue;
+    answer->second = (backward ? "in the backward, " : "") + refusal;
+    break;
   }
-  return py::none();
+  if (answer->second.empty()) return py::none();
+  return py::str(answer->second);
 }
 #endif
 

@@ -83,8 +83,9 @@ SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r,
 
 template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
-  constexpr int kRegisters =
-      (M::kMath == Math::kFloat32 ? kFloat32RegisterTiles : kRegisterTiles) / Policy::kPhases;
+  constexpr bool kFma = M::kMath == Math::kFloat32, kOne = Policy::kPhases == 1;
+  constexpr int kRegisters = kFma ? (kOne ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles)
+                                  : (kOne ? kRegisterTiles : kTwoPhaseRegisterTiles);
   SK_SHARED(shared);
   const Plan& p = a.plan;
   const Block b = own_block(p);
@@ -117,14 +118,16 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
   exchanger.begin(a, b, shared);
 
   int round = 0;
-  const bool in_pieces = Policy::kBackward && p.pieces > 1;
-  // The product of what the last round has brought.
+  const int pieces = Policy::kBackward ? p.pieces : 1;
+  // The product of what the last round has brought, or what it brings piece by piece.
   const auto multiply = [&](int phase) {
-    if (!in_pieces) return product[phase].run(p, b, exchanger.input(round));
     const int bytes = p.phase[phase].in_width * p.units / kChunk<M> * p.rows_padded * kChunkBytes;
-    for (int piece = 0; piece < p.pieces; ++piece) {
-      const char* input = exchanger.collect_piece(b, round - 1, bytes, piece);
-      __syncthreads();
+    for (int piece = 0; piece < pieces; ++piece) {
+      const char* input = exchanger.input(round);
+      if (pieces > 1) {
+        input = exchanger.collect_piece(b, round - 1, bytes, piece);
+        __syncthreads();
+      }
       product[phase].run(p, b, input, piece);
     }
   };
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
       policy.store(a, steps, phase, s);
       if (phase + 1 == Policy::kPhases && s + 1 < steps.count) fetch(s + 1);
       if (!last) {
-        if (!in_pieces) exchanger.collect(b, round, bytes);
+        if (pieces == 1) exchanger.collect(b, round, bytes);
         __syncthreads();
         ++round;
       }

@@ -31,9 +31,10 @@ constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
 // Elements of the state that a thread owns.
 constexpr int kPerThread = 2;
 constexpr int kMaxPhases = 2;
-// Register-resident weight tiles of a warp, over all products of a step; strict float32 needs more
-// registers for the rest.
-constexpr int kRegisterTiles = 24, kFloat32RegisterTiles = 10;
+// Register-resident weight tiles of a warp for each product of a step: what leaves room for the
+// rest.
+constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
+constexpr int kFloat32RegisterTiles = 10, kFloat32TwoPhaseRegisterTiles = 5;
 // Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
 constexpr int kWordBytes = 16, kWordData = 12;
 // Recurrences of a launch.
@@ -176,8 +177,10 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.rows_padded = round_up(p.rows, 8);
   p.slices = ceil_div(p.batch, p.rows);
   p.phases = set_phases(r.cell, r.backward, p.phase);
-  const int in_registers =
-      (r.math == Math::kFloat32 ? kFloat32RegisterTiles : kRegisterTiles) / p.phases;
+  int in_registers = p.phases == 1 ? kRegisterTiles : kTwoPhaseRegisterTiles;
+  if (r.math == Math::kFloat32) {
+    in_registers = p.phases == 1 ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
+  }
 
   int offset = 0, slice_bytes = 0, active = 0, widest = 0;
   for (int i = 0; i < p.phases; ++i) {
