@@ -24,7 +24,7 @@ _ACCUMULATOR = {
 }
 # Limits of resident weights, beyond which operands spill: parts of a product's depth where loads
 # are short, and bytes of a column with tiles of more than 128 values.
-_SHORT_PARTS, _WIDE_BYTES = 16, 3072
+_SHORT_PARTS, _WIDE_BYTES = 12, 3072
 # Left of the shared memory for what the compiler keeps there beside the operands.
 _SHARED_RESERVE = 4 << 10
 
@@ -169,8 +169,9 @@ def _sliced(block_k: int) -> Iterator[Plan]:
 def _cooperative(hidden_size: int, itemsize: int, block_k: int, depth: int) -> Iterator[Plan]:
     """Several programs per slice; the smallest H fit one program."""
     # Short products leave parts of the depth empty when every warp takes a deep one, and deeper
-    # ones than 32 spill.
-    split_k = _power_of_two(-(-depth // 4), 16, min(block_k, 32))
+    # ones spill.
+    deepest = 16 if narrow(hidden_size, itemsize) else 32
+    split_k = _power_of_two(-(-depth // 4), 16, min(block_k, deepest))
     for block_n in (16, 32):
         for block_h in (8, 16):
             if block_h < 2 * hidden_size:
