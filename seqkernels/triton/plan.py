@@ -24,7 +24,7 @@ _ACCUMULATOR = {
 }
 # Limits of resident weights, beyond which operands spill: parts of a product's depth where loads
 # are short, and bytes of a column with tiles of more than 128 values.
-_SHORT_PARTS, _WIDE_BYTES = 12, 3072
+_SHORT_PARTS, _WIDE_BYTES = 8, 3072
 # Left of the shared memory for what the compiler keeps there beside the operands.
 _SHARED_RESERVE = 4 << 10
 
@@ -121,7 +121,8 @@ class Plan:
             # The default changes between versions of Triton, with a warning.
             "enable_fp_fusion": True,
         }
-        if self.split == 1 or itemsize == 2 and not self.resident:
+        short = narrow(hidden_size, itemsize)
+        if self.split == 1 or itemsize == 2 and (short or not self.resident):
             # All there are: the compiler would otherwise stop earlier and spill. With resident
             # weights, and in float32 where the depth is split, it does better by itself.
             options["maxnreg"] = 255
@@ -131,7 +132,7 @@ class Plan:
         options |= {"SPLIT": self.split, "ALONE": alone, "launch_cooperative_grid": not alone}
         tiles = self.parts(spec, hidden_size, direction) if self.resident else (0, 0)
         # Parts that are loaded before the first is multiplied, as registers allow.
-        options |= {"TILES": tiles[0], "AHEAD": 2 if narrow(hidden_size, itemsize) else 8}
+        options |= {"TILES": tiles[0], "AHEAD": 2 if short else 8}
         if direction == "forward" and spec.pointwise:
             return options
         return options | {"TILES_SECOND": tiles[1] if len(tiles) > 1 else 0}
