@@ -169,6 +169,15 @@ def _triton(call: Call) -> str | None:
     return _compiled(call) or triton.can_run(call)
 
 
+def _triton_waits(call: Call) -> str | None:
+    """Why Triton is tried after `stepwise` for this call, or None."""
+    if call.device.type != "cuda" or _triton(call) is not None:
+        return None
+    from . import triton
+
+    return triton.stands_behind(call)
+
+
 BACKENDS: tuple[Backend, ...] = (
     Backend("native", ("cpu",), "", _native, "C++ kernels, a whole sequence in one call"),
     Backend(
@@ -309,10 +318,15 @@ def takes_native(x: torch.Tensor) -> bool:
 def _order(call: Call) -> Iterator[Backend]:
     if call.device.type == "cpu" and _onednn_preferred(call):
         yield _BY_NAME["onednn"]
+    waits = False
     for backend in BACKENDS:
+        if backend.name == "triton" and _triton_waits(call) is not None:
+            waits = True
         # oneDNN is tried only where it is known to win.
-        if backend.name != "onednn":
+        elif backend.name != "onednn":
             yield backend
+        if backend.name == "stepwise" and waits:
+            yield _BY_NAME["triton"]
 
 
 @contextmanager
@@ -334,6 +348,9 @@ def explain_call(call: Call, name: str | None = None) -> str:
     for backend in order:
         reason = refusal(backend, call)
         if reason is None:
+            waits = _triton_waits(call) if name is None and backend.name == "stepwise" else None
+            if waits is not None:
+                lines.append(f"not triton: {waits}")
             lines.append(f"{backend.name}: {backend.summary}")
             if call.apart is not None:
                 lines.insert(0, f"a launch of its own: {call.apart}")

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 import torch
 
 from . import ops  # noqa: F401  (defines the ops)
+from .estimate import CLEARLY, COMPILED_PAIR, device_of
+from .plan import losing_batch, precision
 
-__all__ = ["can_run"]
+__all__ = ["can_run", "stands_behind"]
 
 # Looked up once: the compiler of torch traces `can_run`, and cannot trace a search for modules.
 _INSTALLED = find_spec("triton") is not None
@@ -34,3 +36,27 @@ def can_run(call) -> str | None:
     if major < 8:
         return f"the Triton kernels need compute capability 8.0, the device has {major}.{minor}"
     return None
+
+
+def stands_behind(call) -> str | None:
+    """Why a stepwise schedule of compiled kernels should be tried before these, or None.
+
+    Args:
+        call: a `dispatch.Call` that `can_run` accepts.
+
+    The threshold is an estimate that awaits measurement (estimate.py). An exported program is for
+    every batch, so its symbolic batch is not compared.
+    """
+    if isinstance(call.batch, torch.SymInt):
+        return None
+    limit = _losing_batch(call.cell, call.dtype, call.hidden_size, call.device, call.training)
+    if limit is None or call.batch < limit:
+        return None
+    return f"a step is estimated to take over {CLEARLY} times that of a product and a cell kernel"
+
+
+# Without the batch among its arguments: it may be symbolic, and is compared by the compiled code.
+@torch.compiler.assume_constant_result
+def _losing_batch(cell, dtype, hidden_size, device, training):
+    facts = (hidden_size, device_of(device), training, COMPILED_PAIR)
+    return losing_batch(cell, dtype.itemsize, precision(dtype), *facts)

@@ -23,6 +23,7 @@ Limitations:
 import triton
 import triton.language as tl
 
+from .exchange import announce, product, resident_weight, wait_for
 from .tiles import (
     add_rows,
     gates_product,
@@ -42,90 +43,16 @@ from .tiles import (
 )
 
 
-@triton.jit
-def wait_for(counters, group, target, ALONE: tl.constexpr):
-    """Return when the group's counter has reached `target`: what was written before is visible."""
-    if not ALONE:
-        arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
-        while arrived < target:
-            arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
-
-
-@triton.jit
-def announce(counters, group, ALONE: tl.constexpr):
-    """Add one to the group's counter, after everything this program has stored."""
-    tl.debug_barrier()
-    if not ALONE:
-        tl.atomic_add(counters + group, 1, sem="release", scope="gpu")
-
-
-@triton.jit
-def depth_at(i, SPLIT: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Positions of the i-th part of a product's depth, [SPLIT, BLOCK_K]."""
-    part = tl.arange(0, SPLIT)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    return i * (SPLIT * BLOCK_K) + part
-
-
-@triton.jit
-def load_operand(operand, operand_mask, k, depth):
-    """Rows of the left operand, [SPLIT, BLOCK_N, BLOCK_K], past L1: other programs wrote them."""
-    mask = operand_mask[None, :, None] & (k < depth)[:, None, :]
-    return tl.load(operand[None, :, None] + k[:, None, :], mask=mask, other=0.0,
-                   cache_modifier=".cg")  # fmt: skip
-
-
-@triton.jit
-def load_weight(weight, columns, column_mask, column_stride, k, depth, depth_stride):
-    """The right operand, [SPLIT, BLOCK_K, columns], from weights of any two strides."""
-    mask = column_mask[None, None, :] & (k < depth)[:, :, None]
-    place = columns[None, None, :] * column_stride + k[:, :, None] * depth_stride
-    return tl.load(weight + place, mask=mask, other=0.0)
-
-
-@triton.jit
-def resident_weight(weight, columns, column_mask, column_stride, depth, depth_stride,
-                    TILES: tl.constexpr, SPLIT: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """All TILES parts of the right operand, loaded once; none if TILES is 0."""
-    parts = ()
-    for i in tl.static_range(TILES):
-        k = depth_at(i, SPLIT, BLOCK_K)
-        parts = parts + (
-            load_weight(weight, columns, column_mask, column_stride, k, depth, depth_stride),
-        )
-    return parts
-
-
-@triton.jit
-def product(operand, operand_mask, parts, weight, columns, column_mask, column_stride, depth,
-            depth_stride, total, TILES: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
-            BLOCK_K: tl.constexpr):  # fmt: skip
-    """Add operand times weight to total, [SPLIT, BLOCK_N, columns]: one share of depth per warp."""
-    if TILES > 0:
-        # All loads first: their latencies overlap.
-        operands = ()
-        for i in tl.static_range(TILES):
-            k = depth_at(i, SPLIT, BLOCK_K)
-            operands = operands + (load_operand(operand, operand_mask, k, depth),)
-        for i in tl.static_range(TILES):
-            total = tl.dot(operands[i], parts[i], total, input_precision=PRECISION)
-    else:
-        for i in range(0, tl.cdiv(depth, SPLIT * BLOCK_K)):
-            k = depth_at(i, SPLIT, BLOCK_K)
-            a = load_operand(operand, operand_mask, k, depth)
-            b = load_weight(weight, columns, column_mask, column_stride, k, depth, depth_stride)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
-    return total
-
-
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def forward_kernel(
     gates_x, weight, bias, h_0, c_0, lengths, offsets, reset, counters, output, h_n, c_n,
-    c_sequence, saved, T, N, H, reverse, FORWARD: tl.constexpr, CARRIES: tl.constexpr,
-    GATES: tl.constexpr, SAVED: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr,
-    SPLIT: tl.constexpr, ALONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    c_sequence, saved, T, N, spans, reverse, SPAN: tl.constexpr, FORWARD: tl.constexpr,
+    CARRIES: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr, ALONE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `counters` is int32, zero, one per group."""
+    H = spans * SPAN
     WIDTH: tl.constexpr = 4 if GATES > 2 else GATES
     members = tl.cdiv(H, BLOCK_H)
     group = tl.program_id(0) // members
@@ -166,7 +93,7 @@ def forward_kernel(
         else:
             wide = tl.zeros((SPLIT, BLOCK_N, BLOCK_H * WIDTH), tl.float32)
             wide = product(operand, enters, parts, weight, columns, column_mask, H, H, 1, wide,
-                           TILES, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
+                           TILES, AHEAD, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
             gates_h = split_gates(tl.sum(wide, 0), GATES, BLOCK_N, BLOCK_H)
         gates_h = add_rows(gates_h, bias_rows, GATES)
         entering = tl.where(enters[:, None], carry, 0.0)
@@ -190,21 +117,22 @@ def forward_kernel(
         previous = index
 
 
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def backward_kernel(
     grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight, h_0, c_0, output, c_sequence, saved,
-    lengths, offsets, reset, counters, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0, T, N, H,
-    reverse, BACKWARD: tl.constexpr, CARRIES: tl.constexpr, GATES: tl.constexpr,
-    SAVED: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, TILES_HN: tl.constexpr,
-    SPLIT: tl.constexpr, ALONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    lengths, offsets, reset, counters, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0, T, N, spans,
+    reverse, SPAN: tl.constexpr, BACKWARD: tl.constexpr, CARRIES: tl.constexpr, GATES: tl.constexpr,
+    SAVED: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, TILES_SECOND: tl.constexpr,
+    AHEAD: tl.constexpr, SPLIT: tl.constexpr, ALONE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `counters` is int32, zero, one per group.
 
-    TILES parts of the weights stay in shared memory; of them TILES_HN are the GRU's n columns,
-    whose gradients stand in grad_gates_h. One iteration more than there are steps: the last only
-    brings the gradient of the first state.
+    TILES parts of the weights stay in shared memory, and with them TILES_SECOND of the GRU's n
+    columns, whose gradients stand in grad_gates_h. One iteration more than there are steps: the
+    last only brings the gradient of the first state.
     """
+    H = spans * SPAN
     members = tl.cdiv(H, BLOCK_H)
     group = tl.program_id(0) // members
     rows = group * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
@@ -218,9 +146,9 @@ def backward_kernel(
     if CARRIES == "h":
         depth = (GATES - 1) * H
         weight_hn = weight + depth * H
-    parts = resident_weight(weight, units, unit_mask, 1, depth, H, TILES - TILES_HN, SPLIT,
+    parts = resident_weight(weight, units, unit_mask, 1, depth, H, TILES, SPLIT,
                             BLOCK_K)  # fmt: skip
-    parts_hn = resident_weight(weight_hn, units, unit_mask, 1, H, H, TILES_HN, SPLIT, BLOCK_K)
+    parts_hn = resident_weight(weight_hn, units, unit_mask, 1, H, H, TILES_SECOND, SPLIT, BLOCK_K)
     behind = rows < 0
     behind_index = rows
     flows = behind
@@ -276,10 +204,10 @@ def backward_kernel(
         else:
             total = tl.zeros((SPLIT, BLOCK_N, BLOCK_H), tl.float32)
             total = product(operand, flows, parts, weight, units, unit_mask, 1, depth, H, total,
-                            TILES - TILES_HN, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
+                            TILES, AHEAD, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
             if CARRIES == "h":
                 total = product(grad_gates_h + behind_index * H, flows, parts_hn, weight_hn, units,
-                                unit_mask, 1, H, H, total, TILES_HN, SPLIT, PRECISION,
+                                unit_mask, 1, H, H, total, TILES_SECOND, AHEAD, SPLIT, PRECISION,
                                 BLOCK_K)  # fmt: skip
             grad = tl.sum(total, 0)
         carry = tl.where(flows[:, None], carry, 0.0)

@@ -1,26 +1,31 @@
 """Tensors to kernel launches: allocation, layout, and the plan that a shape gets.
 
 Arguments and results are those of the ops (csrc/ops.cpp). Nothing here waits for the device, unless
-`SEQKERNELS_TRITON_TUNE=1` asks for plans to be measured.
+`SEQKERNELS_TRITON_TUNE=1` asks for plans to be measured (tune.py).
 """
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..cells import CELLS, CellSpec
-from . import cooperative, reset_before, sliced
+from ..ops.registry import absent
+from . import (
+    cooperative,
+    cooperative_reset_before,
+    reset_before,
+    sliced,
+    stepwise,
+    stepwise_reset_before,
+)
 from .cells import FUNCTIONS
-from .plan import Plan, candidates, device_of, precision
+from .estimate import device_of
+from .plan import Plan, candidates, precision
+from .pointwise import aligned
+from .tune import choose
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-# Plans that were measured in this process, by what decides them.
-_MEASURED: dict[tuple, Plan] = {}
-# How many of the best estimates are measured.
-_TUNED = 4
 
 
 def row_layout(
@@ -31,7 +36,7 @@ def row_layout(
     offsets is the first packed row of every step; None for the padded layout.
     """
     if batch_sizes is None:
-        return None if lengths is None else lengths.contiguous(), None
+        return aligned(lengths)[0], None
     steps = batch_sizes.shape[0]
     offsets = batch_sizes.cumsum(0) - batch_sizes
     # Row n is as long as there are steps with more than n rows.
@@ -74,28 +79,38 @@ def forward(
     h_n = h_0.clone(memory_format=torch.contiguous_format)
     c_n = c_0.clone(memory_format=torch.contiguous_format) if two else None
     if output.numel() > 0:
+        inputs = aligned(gates_x, weight_hh, bias_hh, h_0)
+        state = aligned(c_0 if two else None)
         layout = row_layout(lengths, batch_sizes, batch, gates_x.device)
-        inputs = _contiguous(gates_x, weight_hh, bias_hh, h_0)
-        state = _contiguous(c_0 if two else None)
-        rows = (*layout, _bytes(reset))
-        sizes = (steps, batch, hidden_size, int(reverse))
+        flags = _bytes(reset)
 
         def run(chosen: Plan) -> None:
-            options = _options(chosen, spec, "forward", output)
-            grid = chosen.grid(batch, hidden_size)
+            if chosen.schedule == "stepwise":
+                rows = stepwise.Steps(steps, batch, batch_sizes, reverse)
+                ends = None if batch_sizes is not None else layout[0]
+                if spec.pointwise:
+                    results = (output, h_n, c_n, c_sequence, saved, rows)
+                    stepwise.forward(cell, *inputs, *state, ends, flags, *results)
+                else:
+                    stepwise_reset_before.forward(*inputs, ends, flags, output, h_n, saved, rows)
+                return
+            options, sizes = _options(chosen, spec, "forward", output, steps, batch, reverse)
+            kernels = _kernels(chosen, spec)
             if spec.pointwise:
-                kernels = cooperative if chosen.cooperative else sliced
-                results = (_scratch(chosen, cell, h_0), output, h_n, c_n, c_sequence, saved)
-                kernels.forward_kernel[grid](*inputs, *state, *rows, *results, *sizes, **options)
+                scratch = (_scratch(chosen, cell, h_0),)
+                results = (output, h_n, c_n, c_sequence)
+                arguments = (*inputs, *state, *layout, flags, *scratch, *results)
             else:
-                # h and z in float32, r * h in the storage dtype.
-                floats = (torch.empty_like(inputs[3], dtype=torch.float32) for _ in range(2))
-                results = (*floats, torch.empty_like(inputs[3]), output, h_n, saved)
-                reset_before.forward_kernel[grid](*inputs, *rows, *results, *sizes, **options)
+                # r * h in the storage dtype; of the sliced schedule also z in float32.
+                scratch = [_scratch(chosen, cell, h_0), torch.empty_like(inputs[3])]
+                if chosen.schedule == "sliced":
+                    scratch.insert(1, torch.empty_like(scratch[0]))
+                arguments = (*inputs, *layout, flags, *scratch, output, h_n)
+            grid = chosen.grid(batch, hidden_size)
+            kernels.forward_kernel[grid](*arguments, saved, *sizes, **options)
 
         _launch(run, plan, cell, "forward", batch, hidden_size, output)
-    absent = h_0.new_empty(0)
-    return output, h_n, *(absent if x is None else x for x in (c_n, c_sequence, saved))
+    return output, h_n, *(absent(h_0) if x is None else x for x in (c_n, c_sequence, saved))
 
 
 def backward(
@@ -133,46 +148,44 @@ def backward(
     grad_c_0 = _copy_or_zeros(grad_c_n, h_0) if two else None
     if output.numel() > 0:
         layout = row_layout(lengths, batch_sizes, batch, output.device)
-        grads = _contiguous(grad_output, grad_h_n)
-        grads_c = _contiguous(grad_c_n, grad_c_sequence) if two else [None, None]
-        inputs = _contiguous(weight_hh, h_0, c_0 if two else None, output)
-        kept = _contiguous(c_sequence if two else None, saved if spec.saved else None)
-        rows = (*layout, _bytes(reset))
-        sizes = (steps, batch, hidden_size, int(reverse))
+        grads = aligned(grad_output, grad_h_n)
+        grads_c = aligned(grad_c_n, grad_c_sequence) if two else [None, None]
+        inputs = aligned(weight_hh, h_0, c_0 if two else None, output)
+        kept = aligned(c_sequence if two else None, saved if spec.saved else None)
+        flags = _bytes(reset)
+        results = [grad_gates_x, grad_gates_h, grad_h_0, grad_c_0]
+        arguments = [*grads, *grads_c, *inputs, *kept]
+        if not spec.pointwise:
+            # Without what belongs to c, and without separate gradients.
+            arguments, results = [*grads, inputs[0], inputs[1], inputs[3], kept[1]], results[::2]
 
         def run(chosen: Plan) -> None:
-            options = _options(chosen, spec, "backward", output)
-            grid = chosen.grid(batch, hidden_size)
+            if chosen.schedule == "stepwise":
+                rows = stepwise.Steps(steps, batch, batch_sizes, reverse)
+                ends = None if batch_sizes is not None else layout[0]
+                if spec.pointwise:
+                    stepwise.backward(cell, *arguments, ends, flags, *results, rows)
+                else:
+                    stepwise_reset_before.backward(*arguments, ends, flags, *results, rows)
+                return
+            options, sizes = _options(chosen, spec, "backward", output, steps, batch, reverse)
+            kernels, grid = _kernels(chosen, spec), chosen.grid(batch, hidden_size)
             scratch = _scratch(chosen, cell, h_0)
-            if spec.pointwise:
-                kernels = cooperative if chosen.cooperative else sliced
-                results = (scratch, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)
-                kernels.backward_kernel[grid](
-                    *grads, *grads_c, *inputs, *kept, *rows, *results, *sizes, **options
-                )
-            else:
-                weight, h, _, out = inputs
-                results = (scratch, grad_gates_x, grad_h_0)
-                reset_before.backward_kernel[grid](
-                    *grads, weight, h, out, kept[1], *rows, *results, *sizes, **options
-                )
+            kernels.backward_kernel[grid](
+                *arguments, *layout, flags, scratch, *results, *sizes, **options
+            )
 
         _launch(run, plan, cell, "backward", batch, hidden_size, output)
-    absent = h_0.new_empty(0)
     return (
         grad_gates_x,
-        absent if grad_gates_h is None else grad_gates_h,
+        absent(h_0) if grad_gates_h is None else grad_gates_h,
         grad_h_0,
-        absent if grad_c_0 is None else grad_c_0,
+        absent(h_0) if grad_c_0 is None else grad_c_0,
     )
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
 def _bytes(flags: Tensor | None) -> Tensor | None:
-    return None if flags is None else flags.contiguous().view(torch.uint8)
+    return None if flags is None else aligned(flags)[0].view(torch.uint8)
 
 
 def _copy_or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
@@ -181,9 +194,16 @@ def _copy_or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
     return grad.clone(memory_format=torch.contiguous_format)
 
 
+def _kernels(plan: Plan, spec: CellSpec):
+    """The module with the kernels of a schedule."""
+    if plan.schedule == "cooperative":
+        return cooperative if spec.pointwise else cooperative_reset_before
+    return sliced if spec.pointwise else reset_before
+
+
 def _scratch(plan: Plan, cell: str, h_0: Tensor) -> Tensor | None:
     """Zeroed counters of the cooperative kernels; of the others the state carried in float32."""
-    if plan.cooperative:
+    if plan.schedule == "cooperative":
         groups = -(-h_0.shape[0] // plan.block_n)
         return torch.zeros(groups, dtype=torch.int32, device=h_0.device)
     if cell in FUNCTIONS and not FUNCTIONS[cell].carries:
@@ -191,9 +211,12 @@ def _scratch(plan: Plan, cell: str, h_0: Tensor) -> Tensor | None:
     return torch.empty(h_0.shape, dtype=torch.float32, device=h_0.device)
 
 
-def _options(plan: Plan, spec: CellSpec, direction: str, like: Tensor) -> dict:
-    """Constexpr arguments and launch options."""
-    options = plan.constants(spec, like.shape[-1], direction)
+def _options(
+    plan: Plan, spec: CellSpec, direction: str, like: Tensor, steps: int, batch: int, reverse: bool
+) -> tuple[dict, tuple[int, ...]]:
+    """Constexpr arguments and launch options, and the sizes: T, N, spans of H, reverse."""
+    hidden_size = like.shape[-1]
+    options = plan.constants(spec, hidden_size, direction, like.element_size())
     options["PRECISION"] = precision(like.dtype)
     if spec.pointwise:
         functions = FUNCTIONS[spec.name]
@@ -203,7 +226,7 @@ def _options(plan: Plan, spec: CellSpec, direction: str, like: Tensor) -> dict:
             "GATES": spec.gates,
             "SAVED": spec.saved,
         }
-    return options
+    return options, (steps, batch, hidden_size // options["SPAN"], int(reverse))
 
 
 def _launch(
@@ -218,7 +241,12 @@ def _launch(
     device = device_of(like.device)
     with torch.cuda.device_of(like):
         if plan is None:
-            run(_choose(run, cell, direction, batch, hidden_size, like))
+            # Plans are made for powers of two: a new batch size seldom compiles a new kernel.
+            bucket = max(16, 1 << (batch - 1).bit_length())
+            mode = precision(like.dtype)
+            shape = (cell, direction, like.element_size(), mode, bucket, hidden_size)
+            key = (cell, direction, str(like.dtype), mode, bucket, hidden_size)
+            run(choose(candidates(*shape, device), key, run, like.device))
             return
         reason = plan.refusal(
             device, CELLS[cell], batch, hidden_size, direction, like.element_size()
@@ -226,25 +254,3 @@ def _launch(
         if reason is not None:
             raise RuntimeError(f"this plan cannot run {cell} {direction}: {reason}")
         run(plan)
-
-
-def _choose(
-    run: Callable[[Plan], None], cell: str, direction: str, batch: int, hidden_size: int,
-    like: Tensor,
-) -> Plan:  # fmt: skip
-    """The cheapest estimate, or the fastest of a few where measuring is asked for."""
-    mode = precision(like.dtype)
-    # Plans are made for powers of two: a new batch size seldom compiles a new kernel.
-    batch = max(16, 1 << (batch - 1).bit_length())
-    plans = candidates(
-        cell, direction, like.element_size(), mode, batch, hidden_size, device_of(like.device)
-    )
-    if os.environ.get("SEQKERNELS_TRITON_TUNE") != "1" or torch.cuda.is_current_stream_capturing():
-        return plans[0]
-    key = (cell, direction, like.dtype, mode, batch, hidden_size, like.device)
-    if key not in _MEASURED:
-        from triton.testing import do_bench
-
-        times = {p: do_bench(lambda p=p: run(p), warmup=5, rep=20) for p in plans[:_TUNED]}
-        _MEASURED[key] = min(times, key=times.get)
-    return _MEASURED[key]

@@ -1,66 +1,60 @@
 """Which schedule and tile sizes a shape gets: host only, no Triton, tested without a GPU.
 
-The order of the candidates is an estimate from data-sheet rates, in clocks a step; no measurement
-stands behind it yet. `SEQKERNELS_TRITON_TUNE=1` measures the best few of them instead (launch.py).
+Three schedules: "sliced" (one program owns a slice of the batch), "cooperative" (a group of
+programs shares it) and "stepwise" (a product through torch and a cell kernel each step). The
+candidates of a shape are few, pruned by registers, shared memory and co-residency, and ordered by
+estimate.py.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 import torch
 
 from ..cells import CELLS, CellSpec
+from .estimate import CLEARLY, PYTHON_PAIR, Device, fused_cost, products, stepwise_cost
 
-# Clocks: a counter exchanged through L2, and the program's own barrier.
-_EXCHANGE, _BARRIER = 1500, 100
-# Bytes per clock that one multiprocessor reads from L2 and from shared memory.
-_L2_RATE, _SHARED_RATE = 64, 128
-# Multiply-adds per clock of one multiprocessor: mma.sync in 16 bits, in TF32, and plain float32.
-_MMA_RATE = {"16": 512, "tf32": 256, "ieee": 64}
 # Accumulator values that a thread may hold without spilling, as compiled for sm_80, 90 and 100:
 # with the depth split over warps and not, by kind of product (16 bits, TF32, no tensor cores).
 _ACCUMULATOR = {
     True: {"16": 16, "tf32": 16, "ieee": 16},
-    False: {"16": 32, "tf32": 32, "ieee": 8},
+    False: {"16": 16, "tf32": 16, "ieee": 8},
 }
+# Limits of resident weights, beyond which operands spill: parts of a product's depth where loads
+# are short, and bytes of a column with tiles of more than 128 values.
+_SHORT_PARTS, _WIDE_BYTES = 8, 3072
 # Left of the shared memory for what the compiler keeps there beside the operands.
 _SHARED_RESERVE = 4 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a plan must know of a GPU: multiprocessors, bytes of shared memory of a program."""
+def span(hidden_size: int, itemsize: int) -> int:
+    """The largest power of two that divides H, up to the elements of a load of 16 bytes.
 
-    multiprocessors: int
-    shared_memory: int
-
-
-@lru_cache(maxsize=16)
-def device_of(device: torch.device) -> Device:
-    """The facts of a CUDA device; of any other (the interpreter's) those of an H100."""
-    if device.type != "cuda":
-        return Device(132, 227 << 10)
-    properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    Kernels take H as a number of spans, so the compiler knows how far it may vectorise. Without
+    that a hidden size that is no multiple of 16 has an address of its own for every element, and
+    the addresses spill.
+    """
+    return gcd(hidden_size, 16 // itemsize)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to launch a sequence kernel.
+    """One way to run a sequence.
 
     Attributes:
-        cooperative: several programs share a slice of the batch; otherwise one owns it.
+        schedule: "sliced", "cooperative" or "stepwise"; the last has no tiles.
         block_n, block_h, block_k: rows, units and depth of a tile; with `split`, depth of one warp.
+        num_warps, num_stages: as Triton means them.
         split: parts of a product's depth, one per warp, or 1 (cooperative alone).
         resident: the weights stay in shared memory (cooperative with split alone).
-        num_warps, num_stages: as Triton means them.
     """
 
-    cooperative: bool
-    block_n: int
-    block_h: int
-    block_k: int
+    schedule: str
+    block_n: int = 0
+    block_h: int = 0
+    block_k: int = 0
     num_warps: int = 4
     num_stages: int = 3
     split: int = 1
@@ -68,39 +62,39 @@ class Plan:
 
     def members(self, hidden_size: int) -> int:
         """Programs that share a slice of the batch."""
-        return -(-hidden_size // self.block_h) if self.cooperative else 1
+        return -(-hidden_size // self.block_h) if self.schedule == "cooperative" else 1
 
     def grid(self, batch: int, hidden_size: int) -> tuple[int]:
         """Programs of the launch."""
         return (-(-batch // self.block_n) * self.members(hidden_size),)
 
-    def parts(self, spec: CellSpec, hidden_size: int, direction: str) -> tuple[int, int]:
-        """Tiles of a product's depth: all, and of them those of separate hidden gradients."""
+    def parts(self, spec: CellSpec, hidden_size: int, direction: str) -> tuple[int, ...]:
+        """Tiles of the depth of each product."""
         part = self.split * self.block_k
-        if direction == "forward":
-            return -(-hidden_size // part), 0
-        separate = -(-hidden_size // part) if spec.separate_hidden else 0
-        rest = -(-(spec.gates - spec.separate_hidden) * hidden_size // part)
-        return rest + separate, separate
+        return tuple(-(-depth * hidden_size // part) for _, depth in products(spec, direction))
 
     def shared_bytes(self, spec: CellSpec, hidden_size: int, direction: str, itemsize: int) -> int:
         """An upper estimate of the shared memory of one program."""
-        columns = self.block_h * (width(spec.gates) if direction == "forward" else 1)
-        part = self.split * self.block_k
-        reduction = self.split * self.block_n * columns * 4
-        if self.resident:
-            tiles, _ = self.parts(spec, hidden_size, direction)
-            weight = tiles * part * columns * itemsize
-            return weight + max(tiles * part * self.block_n * itemsize, reduction)
-        return max(self.num_stages * part * (columns + self.block_n) * itemsize, reduction)
+        part, widest = self.split * self.block_k, 0
+        parts = self.parts(spec, hidden_size, direction)
+        weights = 0
+        for (columns, _), tiles in zip(products(spec, direction), parts, strict=True):
+            columns *= self.block_h
+            weights += tiles * part * columns * itemsize
+            stages = self.num_stages * part * (columns + self.block_n) * itemsize
+            widest = max(widest, self.split * self.block_n * columns * 4)
+            widest = widest if self.resident else max(widest, stages)
+        if not self.resident:
+            return widest
+        return weights + max(sum(parts) * part * self.block_n * itemsize, widest)
 
     def refusal(
         self, device: Device, spec: CellSpec, batch: int, hidden_size: int, direction: str,
         itemsize: int,
     ) -> str | None:  # fmt: skip
         """Why this plan must not be launched, or None."""
-        if self.cooperative and not spec.pointwise:
-            return f"{spec.name} has two products a step: it runs one program per batch slice"
+        if self.schedule == "stepwise":
+            return None
         shared = self.shared_bytes(spec, hidden_size, direction, itemsize)
         if shared + _SHARED_RESERVE > device.shared_memory:
             return (
@@ -115,9 +109,10 @@ class Plan:
             )
         return None
 
-    def constants(self, spec: CellSpec, hidden_size: int, direction: str) -> dict:
-        """The keyword arguments of the launch that the plan decides."""
+    def constants(self, spec: CellSpec, hidden_size: int, direction: str, itemsize: int) -> dict:
+        """The keyword arguments of the launch that plan and shape decide."""
         options = {
+            "SPAN": span(hidden_size, itemsize),
             "BLOCK_N": self.block_n,
             "BLOCK_H": self.block_h,
             "BLOCK_K": self.block_k,
@@ -126,22 +121,24 @@ class Plan:
             # The default changes between versions of Triton, with a warning.
             "enable_fp_fusion": True,
         }
-        if self.split == 1:
-            # All there are: the compiler would otherwise stop at 128 and spill. Where the depth is
-            # split it does better by itself.
+        short = narrow(hidden_size, itemsize)
+        if self.split == 1 or itemsize == 2 and (short or not self.resident):
+            # All there are: the compiler would otherwise stop earlier and spill. With resident
+            # weights, and in float32 where the depth is split, it does better by itself.
             options["maxnreg"] = 255
-        if not self.cooperative:
+        if self.schedule == "sliced":
             return options
         alone = self.members(hidden_size) == 1
         options |= {"SPLIT": self.split, "ALONE": alone, "launch_cooperative_grid": not alone}
-        tiles, separate = self.parts(spec, hidden_size, direction) if self.resident else (0, 0)
-        options["TILES"] = tiles
-        return options if direction == "forward" else options | {"TILES_HN": separate}
+        tiles = self.parts(spec, hidden_size, direction) if self.resident else (0, 0)
+        # Parts that are loaded before the first is multiplied, as registers allow.
+        options |= {"TILES": tiles[0], "AHEAD": 2 if short else 8}
+        if direction == "forward" and spec.pointwise:
+            return options
+        return options | {"TILES_SECOND": tiles[1] if len(tiles) > 1 else 0}
 
 
-def width(gates: int) -> int:
-    """Columns of a unit in a wide product: the gates, to a power of two."""
-    return 4 if gates > 2 else gates
+STEPWISE = Plan("stepwise")
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -158,50 +155,35 @@ def _power_of_two(n: int, low: int, high: int) -> int:
     return min(max(1 << (n - 1).bit_length(), low), high)
 
 
-def _sliced(itemsize: int) -> Iterator[Plan]:
+def narrow(hidden_size: int, itemsize: int) -> bool:
+    """Whether loads are so short that addresses fill the registers, and tiles must be smaller."""
+    return span(hidden_size, itemsize) < 4
+
+
+def _sliced(block_k: int) -> Iterator[Plan]:
     """One program per slice of the batch; runs everything."""
-    for block_n, warps in ((16, 4), (32, 4), (64, 8)):
+    for block_n in (16, 32):
         for block_h in (16, 32):
-            yield Plan(False, block_n, block_h, 128 // itemsize, warps)
+            yield Plan("sliced", block_n, block_h, block_k)
 
 
-def _cooperative(hidden_size: int, itemsize: int, depth: int) -> Iterator[Plan]:
+def _cooperative(hidden_size: int, itemsize: int, block_k: int, depth: int) -> Iterator[Plan]:
     """Several programs per slice; the smallest H fit one program."""
-    for warps in (4, 8):
-        # Short products leave parts of the depth empty when every warp takes a deep one.
-        block_k = _power_of_two(-(-depth // warps), 16, 128 // itemsize)
-        for block_n in (16, 32, 64):
-            for block_h in (8, 16, 32, 64):
-                if block_h >= 2 * hidden_size:
-                    continue
-                plan = Plan(True, block_n, block_h, block_k, warps, 2, warps)
+    # Short products leave parts of the depth empty when every warp takes a deep one, and deeper
+    # ones spill.
+    deepest = 16 if narrow(hidden_size, itemsize) else 32
+    split_k = _power_of_two(-(-depth // 4), 16, min(block_k, deepest))
+    for block_n in (16, 32):
+        for block_h in (8, 16):
+            if block_h < 2 * hidden_size:
+                plan = Plan("cooperative", block_n, block_h, split_k, 4, 2, split=4)
                 yield replace(plan, resident=True)
                 yield plan
     # Many rows: the warps share a tile instead.
-    for block_n in (16, 32, 64, 128):
+    for block_n in (16, 32, 64):
         for block_h in (16, 32, 64):
             if block_h < 2 * hidden_size:
-                yield Plan(True, block_n, block_h, 128 // itemsize, 8, 3)
-
-
-def cost(
-    plan: Plan, device: Device, spec: CellSpec, batch: int, hidden_size: int, direction: str,
-    itemsize: int, mode: str,
-) -> float:  # fmt: skip
-    """Estimated clocks of one step of the whole launch."""
-    columns = plan.block_h * (width(spec.gates) if direction == "forward" else 1)
-    depth = hidden_size * (1 if direction == "forward" else spec.gates)
-    tiles = 1 if plan.cooperative else -(-hidden_size // plan.block_h)
-    alone = plan.members(hidden_size) == 1
-    rate = _SHARED_RATE if plan.resident else _L2_RATE
-    real = min(plan.block_h, hidden_size) * spec.gates * hidden_size * itemsize
-    operand = plan.block_n * depth * itemsize / _L2_RATE
-    weight = real / rate
-    product = plan.block_n * columns * depth / _MMA_RATE["16" if itemsize == 2 else mode]
-    pointwise = 40.0 * plan.block_n * plan.block_h / 128
-    waves = -(-plan.grid(batch, hidden_size)[0] // device.multiprocessors)
-    step = tiles * (operand + weight + product + pointwise)
-    return waves * (step + (_BARRIER if alone else _EXCHANGE))
+                yield Plan("cooperative", block_n, block_h, block_k, 8, 3)
 
 
 @lru_cache(maxsize=1024)
@@ -221,28 +203,73 @@ def candidates(
         device: the GPU.
     """
     spec = CELLS[cell]
-    depth = hidden_size * (1 if direction == "forward" else spec.gates - spec.separate_hidden)
-    plans = [*_sliced(itemsize), *_cooperative(hidden_size, itemsize, depth)]
+    short = narrow(hidden_size, itemsize)
+    block_k = 16 if itemsize == 4 and mode == "ieee" else 128 // itemsize >> short
+    depth = hidden_size * products(spec, direction)[0][1]
+    plans = [*_sliced(block_k), *_cooperative(hidden_size, itemsize, block_k, depth)]
     shape = (device, spec, batch, hidden_size, direction, itemsize)
-    kind = "16" if itemsize == 2 else mode
-    allowed = [p for p in plans if fits(p, spec, direction, kind) and p.refusal(*shape) is None]
-    return tuple(sorted(allowed, key=lambda p: cost(p, *shape, mode)))
+    rows = (spec, hidden_size, direction, itemsize, mode)
+    allowed = [p for p in plans if fits(p, *rows) and p.refusal(*shape) is None]
+    costs = {p: fused_cost(p, *shape, mode) for p in allowed}
+    costs[STEPWISE] = CLEARLY * stepwise_cost(*shape, mode, PYTHON_PAIR)
+    return tuple(sorted(costs, key=costs.get))
 
 
-def fits(plan: Plan, spec: CellSpec, direction: str, kind: str) -> bool:
-    """Whether a program's tiles fit the registers; `kind` of product: "16", "tf32" or "ieee"."""
-    threads = 32 * plan.num_warps
-    columns = plan.block_h * (width(spec.gates) if direction == "forward" else 1)
+def fits(
+    plan: Plan, spec: CellSpec, hidden_size: int, direction: str, itemsize: int, mode: str
+) -> bool:
+    """Whether a program's tiles fit the registers: what was seen to compile without spills."""
+    threads, kind = 32 * plan.num_warps, "16" if itemsize == 2 else mode
+    short = narrow(hidden_size, itemsize)
+    columns = plan.block_h * max(columns for columns, _ in products(spec, direction))
     accumulator = _ACCUMULATOR[plan.split > 1][kind]
-    if plan.resident and kind == "16":
-        accumulator *= 2
-    elif plan.resident and kind == "ieee":
-        return False
+    if plan.resident:
+        parts = plan.parts(spec, hidden_size, direction)
+        if kind == "ieee" or short and sum(parts) > _SHORT_PARTS:
+            return False
+        column = max(parts) * plan.split * plan.block_k * itemsize
+        if plan.block_n * plan.block_h > 128 and column > _WIDE_BYTES:
+            return False
+        accumulator *= 2 if kind == "16" else 1
     units = 4 if kind == "ieee" else 8
     if plan.split > 1:
+        if short and kind == "ieee" and direction == "forward":
+            return False
         # The parts are summed in registers.
         units = 8 // plan.num_warps // (2 if kind == "ieee" else 1)
+    if short:
+        units = max(units // 2, 1)
+        accumulator //= 1 if kind == "ieee" else 2
     return (
         plan.split * plan.block_n * columns <= accumulator * threads
         and plan.block_n * plan.block_h <= units * threads
     )
+
+
+@lru_cache(maxsize=1024)
+def losing_batch(
+    cell: str, itemsize: int, mode: str, hidden_size: int, device: Device, training: bool, pair: int
+) -> int | None:
+    """The batch from which on every fused plan clearly loses to a stepwise schedule, or None.
+
+    Args:
+        cell: a key of `CELLS`.
+        itemsize: bytes of a stored value.
+        mode: what `precision` returns.
+        hidden_size: H.
+        device: the GPU.
+        training: the backward counts too.
+        pair: microseconds of the host for a product and a cell kernel.
+    """
+    spec = CELLS[cell]
+    for batch in (1 << i for i in range(4, 17)):
+        fused = stepwise = 0.0
+        for direction in ("forward", "backward")[: 1 + training]:
+            shape = (device, spec, batch, hidden_size, direction, itemsize)
+            plans = candidates(cell, direction, itemsize, mode, batch, hidden_size, device)
+            fused += min(fused_cost(p, *shape, mode) for p in plans if p != STEPWISE)
+            stepwise += stepwise_cost(*shape, mode, pair)
+        if fused > CLEARLY * stepwise:
+            # Smaller batches of the same power of two take the same plans.
+            return batch // 2 + 1 if batch > 16 else 1
+    return None

@@ -14,7 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cells import CELLS
+from ..ops.registry import absent
 from .cells import FUNCTIONS
+from .plan import span
 from .tiles import load_planes, store_planes
 
 _BLOCK = 256
@@ -22,12 +24,14 @@ _BLOCK = 256
 _PROGRAMS = 1 << 16
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "spans"])
 def forward_kernel(
-    gates_x, gates_h, h, c, new_h, new_c, saved, N, H, FORWARD: tl.constexpr,
-    STATES: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr, BLOCK: tl.constexpr,
+    gates_x, gates_h, h, c, new_h, new_c, saved, N, spans, SPAN: tl.constexpr,
+    FORWARD: tl.constexpr, STATES: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Shapes: gates [N, G*H], state [N, H], saved [N, K*H] or None."""
+    H = spans * SPAN
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
@@ -49,13 +53,14 @@ def forward_kernel(
             store_planes(saved + row * (SAVED * H) + units, H, mask, values, SAVED)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "spans"])
 def backward_kernel(
     grad_new_h, grad_new_c, h, c, new_h, new_c, saved, grad_gates_x, grad_gates_h, grad_h, grad_c,
-    N, H, BACKWARD: tl.constexpr, STATES: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    N, spans, SPAN: tl.constexpr, BACKWARD: tl.constexpr, STATES: tl.constexpr, GATES: tl.constexpr,
+    SAVED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """grad_gates_h is written whole where it is not None: only its last H columns are its own."""
+    H = spans * SPAN
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
@@ -90,21 +95,37 @@ def backward_kernel(
             tl.store(grad_c + place, passed_c, mask=mask)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
+def aligned(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Contiguous tensors that begin at 16 bytes: others would be kernels of their own, slower."""
+    return [x if x is None else _aligned(x) for x in tensors]
 
 
-def _launch(kernel, tensors: list[Tensor | None], h: Tensor, **constants) -> None:
-    if h.numel() == 0:
-        return
-    rows, hidden_size = h.shape
+def _aligned(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def launch_rows(kernel, rows: int, h: Tensor, arguments: tuple, sizes: tuple = (), **constants):
+    """Launch a kernel whose programs take rows in turn and units in blocks.
+
+    Args:
+        kernel: takes `arguments`, the spans of H, `sizes` and the constants SPAN and BLOCK.
+        rows: how many rows there are to take.
+        h: a state [N, H], for H, the dtype and the device.
+        arguments: before the spans.
+        sizes: behind them.
+        constants: further constexpr arguments.
+    """
+    hidden_size = h.shape[1]
+    units = span(hidden_size, h.element_size())
     grid = (min(rows, _PROGRAMS), triton.cdiv(hidden_size, _BLOCK))
     with torch.cuda.device_of(h):
         kernel[grid](
-            *tensors,
-            rows,
-            hidden_size,
+            *arguments,
+            hidden_size // units,
+            *sizes,
             **constants,
+            SPAN=units,
             BLOCK=_BLOCK,
             num_warps=4,
             enable_fp_fusion=True,
@@ -116,21 +137,22 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `<cell>_cell`: gates [N, G*H], state [N, H] -> new_h, new_c, saved."""
     spec = CELLS[cell]
-    absent = h.new_empty(0)
     new_h = h.new_empty(h.shape)
-    new_c = h.new_empty(h.shape) if spec.states == 2 else absent
+    new_c = h.new_empty(h.shape) if spec.states == 2 else absent(h)
     saved = h.new_empty(h.shape[0], spec.saved * h.shape[1]) if save and spec.saved else None
-    tensors = [*_contiguous(gates_x, gates_h, h, c), new_h, new_c, saved]
-    _launch(
-        forward_kernel,
-        tensors,
-        h,
-        FORWARD=FUNCTIONS[cell].forward,
-        STATES=spec.states,
-        GATES=spec.gates,
-        SAVED=spec.saved,
-    )
-    return new_h, new_c, absent if saved is None else saved
+    tensors = [*aligned(gates_x, gates_h, h, c), new_h, new_c, saved]
+    if h.numel() > 0:
+        launch_rows(
+            forward_kernel,
+            h.shape[0],
+            h,
+            (*tensors, h.shape[0]),
+            FORWARD=FUNCTIONS[cell].forward,
+            STATES=spec.states,
+            GATES=spec.gates,
+            SAVED=spec.saved,
+        )
+    return new_h, new_c, absent(h) if saved is None else saved
 
 
 def backward(
@@ -145,26 +167,27 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run `<cell>_cell_backward` -> grad_gates_x, grad_gates_h (gru), grad_h, grad_c."""
     spec = CELLS[cell]
-    absent = h.new_empty(0)
     two = spec.states == 2
     grad_gates_x = h.new_empty(h.shape[0], spec.gates * h.shape[1])
     grad_gates_h = torch.empty_like(grad_gates_x) if spec.separate_hidden else None
     grad_h = h.new_empty(h.shape)
-    grad_c = h.new_empty(h.shape) if two else absent
+    grad_c = h.new_empty(h.shape) if two else absent(h)
     tensors = [
-        *_contiguous(grad_new_h, grad_new_c if two else None, h, c, new_h, new_c, saved),
+        *aligned(grad_new_h, grad_new_c if two else None, h, c, new_h, new_c, saved),
         grad_gates_x,
         grad_gates_h,
         grad_h,
         grad_c,
     ]
-    _launch(
-        backward_kernel,
-        tensors,
-        h,
-        BACKWARD=FUNCTIONS[cell].backward,
-        STATES=spec.states,
-        GATES=spec.gates,
-        SAVED=spec.saved,
-    )
-    return grad_gates_x, absent if grad_gates_h is None else grad_gates_h, grad_h, grad_c
+    if h.numel() > 0:
+        launch_rows(
+            backward_kernel,
+            h.shape[0],
+            h,
+            (*tensors, h.shape[0]),
+            BACKWARD=FUNCTIONS[cell].backward,
+            STATES=spec.states,
+            GATES=spec.gates,
+            SAVED=spec.saved,
+        )
+    return grad_gates_x, absent(h) if grad_gates_h is None else grad_gates_h, grad_h, grad_c

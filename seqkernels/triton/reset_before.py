@@ -34,13 +34,14 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def forward_kernel(
     gates_x, weight, bias, h_0, lengths, offsets, reset, carried, update, reset_h, output, h_n,
-    saved, T, N, H, reverse, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    saved, T, N, spans, reverse, SPAN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; h `carried` and z in `update` are float32, `reset_h` is r * h."""
+    H = spans * SPAN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
@@ -103,16 +104,17 @@ def forward_kernel(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def backward_kernel(
     grad_output, grad_h_n, weight, h_0, output, saved, lengths, offsets, reset, carried,
-    grad_gates_x, grad_h_0, T, N, H, reverse, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    grad_gates_x, grad_h_0, T, N, spans, reverse, SPAN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `carried` is float32 [N, H]. None stands for what is absent.
 
     One iteration more than there are steps: the last only brings the gradient of the first state.
     """
+    H = spans * SPAN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)

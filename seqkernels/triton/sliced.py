@@ -34,14 +34,15 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def forward_kernel(
     gates_x, weight, bias, h_0, c_0, lengths, offsets, reset, carried, output, h_n, c_n, c_sequence,
-    saved, T, N, H, reverse, FORWARD: tl.constexpr, CARRIES: tl.constexpr, GATES: tl.constexpr,
-    SAVED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    saved, T, N, spans, reverse, SPAN: tl.constexpr, FORWARD: tl.constexpr, CARRIES: tl.constexpr,
+    GATES: tl.constexpr, SAVED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `carried` is float32 [N, H]. None stands for what is absent."""
+    H = spans * SPAN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
@@ -91,11 +92,11 @@ def forward_kernel(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["T", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
 def backward_kernel(
     grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight, h_0, c_0, output, c_sequence, saved,
-    lengths, offsets, reset, carried, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0, T, N, H,
-    reverse, BACKWARD: tl.constexpr, CARRIES: tl.constexpr, GATES: tl.constexpr,
+    lengths, offsets, reset, carried, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0, T, N, spans,
+    reverse, SPAN: tl.constexpr, BACKWARD: tl.constexpr, CARRIES: tl.constexpr, GATES: tl.constexpr,
     SAVED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -103,6 +104,7 @@ def backward_kernel(
 
     One iteration more than there are steps: the last only brings the gradient of the first state.
     """
+    H = spans * SPAN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)

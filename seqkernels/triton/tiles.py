@@ -3,6 +3,7 @@
 A tile is [BLOCK_N, BLOCK_H]: rows of the batch by hidden units. Products accumulate in float32;
 the operands stay in the storage dtype. All gates of a tile come from one wide product whose columns
 hold the gates of a unit side by side, padded to a power of two in registers alone.
+Kernels get H as `spans` of SPAN units, so that the compiler knows a divisor of every row's address.
 """
 
 import triton
@@ -167,3 +168,22 @@ def kept(reset, t, rows, N, mask):
         return mask
     else:
         return mask & (tl.load(reset + tl.cast(t, tl.int64) * N + rows, mask=mask, other=0) == 0)
+
+
+@triton.jit
+def row_limit(lengths, row, t, limit):
+    """`limit` if step t is within the row, else 0: a count of units, for one row."""
+    if lengths is None:
+        return limit
+    else:
+        return tl.where(t < tl.load(lengths + row), limit, 0)
+
+
+@triton.jit
+def entering_limit(reset, row, t, N, limit):
+    """`limit`, but 0 if the row's state is reset at step t; a negative t is no step."""
+    if reset is None:
+        return limit
+    else:
+        flag = tl.load(reset + tl.cast(tl.maximum(t, 0), tl.int64) * N + row)
+        return tl.where(flag == 0, limit, tl.where(t < 0, limit, 0))

@@ -20,16 +20,28 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from seqkernels.cells import CELLS  # noqa: E402
-from seqkernels.triton import cooperative, pointwise, reset_before, sliced  # noqa: E402
+from seqkernels.triton import (  # noqa: E402
+    cooperative,
+    cooperative_reset_before,
+    pointwise,
+    reset_before,
+    sliced,
+    stepwise,
+    stepwise_reset_before,
+)
 from seqkernels.triton.cells import FUNCTIONS  # noqa: E402
-from seqkernels.triton.plan import Device, candidates  # noqa: E402
+from seqkernels.triton.estimate import Device  # noqa: E402
+from seqkernels.triton.plan import candidates, span  # noqa: E402
 
 # A100, H100 and B200: multiprocessors, and bytes of shared memory that one program may have.
 DEVICES = {80: Device(108, 163 << 10), 90: Device(132, 227 << 10), 100: Device(148, 227 << 10)}
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 COUNTED = (*TENSOR_CORE, "LDL", "STL", "LDSM", "LDGSTS", "LDG", "CCTL", "MEMBAR")
 INTEGERS = {"lengths": "*i64", "offsets": "*i64", "reset": "*u8", "counters": "*i32"}
-FLOATS = ("carried", "update")
+FLOATS = ("carried", "update", "carried_h", "carried_c")
+# Run-time integers, of which the compiler knows nothing.
+SIZES = ("T", "N", "spans", "reverse", "rows", "t", "at", "before", "before_rows", "before_at")
+SIZES += ("behind",)
 
 
 def compile_kernel(kernel, arch, pointer, constants, absent=(), **options):
@@ -47,10 +59,8 @@ def compile_kernel(kernel, arch, pointer, constants, absent=(), **options):
     for position, name in enumerate(kernel.arg_names):
         if name in constants or name in absent:
             signature[name], values[position,] = "constexpr", constants.get(name)
-        elif name in ("T", "N", "H", "reverse"):
+        elif name in SIZES:
             signature[name] = "i32"
-            if name == "H":
-                attributes[position,] = [["tt.divisibility", 16]]
         else:
             signature[name] = INTEGERS.get(name) or ("*fp32" if name in FLOATS else "*" + pointer)
             attributes[position,] = [["tt.divisibility", 16]]
@@ -81,88 +91,142 @@ def resources(compiled):
     }
 
 
-# Names of the tensors that a call without the feature does not have.
-ALWAYS_OPTIONAL = ("lengths", "offsets", "reset", "bias")
-SINGLE_STATE = ("c_0", "c_n", "c_sequence", "grad_c_n", "grad_c_sequence", "grad_c_0")
+# Tensors that a call may lack, and those that cells with one state lack.
+OPTIONAL = ("lengths", "offsets", "reset", "bias")
+SINGLE_STATE = ("c_0", "c_n", "c_sequence", "carried_c")
+SINGLE_STATE += tuple(f"grad_{name}" for name in SINGLE_STATE)
 
 
-def sequence_kernel(cell, direction, dtype, mode, hidden_size, batch, arch, present=()):
-    """Compile what the chosen plan launches; `present` names optional tensors of the call."""
-    itemsize = 4 if dtype == "fp32" else 2
-    plan = candidates(cell, direction, itemsize, mode, batch, hidden_size, DEVICES[arch])[0]
-    return plan, planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, present)
+def absent_of(spec, present):
+    """Names of the tensors that a call of a cell lacks."""
+    absent = [name for name in OPTIONAL if name not in present]
+    if spec.pointwise:
+        absent += SINGLE_STATE if spec.states == 1 else ()
+        absent += () if spec.separate_hidden else ("grad_gates_h", "grad_gates_hn")
+        absent += () if spec.saved else ("saved",)
+        absent += () if FUNCTIONS[spec.name].carries else ("carried",)
+    return absent
 
 
-def planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, present=()):
+def planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, present=OPTIONAL):
     """Compile the kernel of `cell` and `direction` as `plan` would launch it."""
     spec = CELLS[cell]
-    options = plan.constants(spec, hidden_size, direction) | {"PRECISION": mode}
-    absent = [name for name in ALWAYS_OPTIONAL if name not in present]
+    options = plan.constants(spec, hidden_size, direction, itemsize_of(dtype))
+    options["PRECISION"] = mode
+    module = cooperative if plan.schedule == "cooperative" else sliced
     if spec.pointwise:
         functions = FUNCTIONS[cell]
-        module = cooperative if plan.cooperative else sliced
         options |= {"CARRIES": functions.carries, "GATES": spec.gates, "SAVED": spec.saved}
         options[direction.upper()] = getattr(functions, direction)
-        absent += SINGLE_STATE if spec.states == 1 else ()
-        absent += () if spec.separate_hidden else ("grad_gates_h",)
-        absent += () if spec.saved else ("saved",)
-        absent += () if functions.carries else ("carried",)
     else:
-        module = reset_before
+        module = cooperative_reset_before if module is cooperative else reset_before
     constants = {name: x for name, x in options.items() if name.isupper()}
     launch = {name: x for name, x in options.items() if not name.isupper()}
     kernel = getattr(module, f"{direction}_kernel")
-    return compile_kernel(kernel, arch, dtype, constants, absent, **launch)
+    return compile_kernel(kernel, arch, dtype, constants, absent_of(spec, present), **launch)
 
 
-def cell_kernel(cell, direction, dtype, arch):
-    """Compile a fused cell kernel."""
+def row_kernels(cell, direction, dtype, hidden_size, arch):
+    """Compile the fused cell kernels: of a cell op, and of the stepwise schedule."""
     spec = CELLS[cell]
-    constants = {
-        direction.upper(): getattr(FUNCTIONS[cell], direction),
-        "STATES": spec.states,
-        "GATES": spec.gates,
-        "SAVED": spec.saved,
-        "BLOCK": 256,
-    }
+    constants = {"SPAN": span(hidden_size, itemsize_of(dtype)), "BLOCK": pointwise._BLOCK}
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    if not spec.pointwise:
+        kernels = [stepwise_reset_before.reset_kernel, stepwise_reset_before.update_kernel]
+        if direction == "backward":
+            kernels = [stepwise_reset_before.update_backward_kernel]
+            kernels.append(stepwise_reset_before.reset_backward_kernel)
+        for kernel in kernels:
+            yield compile_kernel(kernel, arch, dtype, constants, (), **options)
+        return
+    functions = FUNCTIONS[cell]
+    constants |= {"GATES": spec.gates, "SAVED": spec.saved}
+    constants[direction.upper()] = getattr(functions, direction)
+    absent = absent_of(spec, OPTIONAL)
+    kernel = getattr(stepwise, f"{direction}_kernel")
+    more = {"CARRIES": functions.carries}
+    yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
     kernel = getattr(pointwise, f"{direction}_kernel")
     absent = () if spec.separate_hidden else ("grad_gates_h",)
-    options = {"num_warps": 4, "enable_fp_fusion": True}
-    return compile_kernel(kernel, arch, dtype, constants, absent, **options)
+    more = {"STATES": spec.states}
+    yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
 
 
-# Every schedule, dtype, cell and option at least once:
-# cell, dtype, product, H, N, optional tensors.
-CASES = (
-    ("lstm", "fp16", "ieee", 512, 16, ("bias",)),
-    ("lstm", "fp32", "tf32", 1024, 64, ("lengths",)),
-    ("lstm", "fp32", "ieee", 256, 16, ()),
-    ("gru", "bf16", "ieee", 1024, 16, ("lengths", "reset")),
-    ("gru", "fp16", "ieee", 100, 4096, ("bias", "lengths", "offsets")),
-    ("rnn_relu", "bf16", "ieee", 48, 4, ("bias",)),
-    ("gru_reset_before", "bf16", "ieee", 256, 16, ("bias", "lengths")),
+def itemsize_of(dtype):
+    return 4 if dtype == "fp32" else 2
+
+
+def kind_of(plan):
+    """A schedule as the proofs tell them apart."""
+    if plan.schedule == "sliced":
+        return "sliced"
+    return "resident" if plan.resident else "split" if plan.split > 1 else "shared"
+
+
+# Storage dtype and kind of product.
+DTYPES = (("fp16", "ieee"), ("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "ieee"))
+# Hidden sizes whose rows can be loaded 16 bytes at a time, a few elements, and one by one; from one
+# program alone to what no longer stays on chip.
+HIDDEN_SIZES = (
+    (16, 64, 128, 256, 384, 512, 768, 1024, 2048),
+    (20, 100, 132, 260, 516, 764, 1028),
+    (5, 37, 127, 191, 255, 341, 511, 681, 767, 1023),
 )
 
 
-def main(arch: int) -> None:
-    """Print one line a kernel, the facts as JSON."""
-    for case in CASES:
+def matrix(arch, whole):
+    """Every kind of kernel at its largest: (cell, direction, dtype, mode, H, plan) each.
+
+    Of the plans of a schedule that any shape may get, the one with the largest tiles; where the
+    weights are resident also the one with the most parts. Unless the `whole` matrix is asked for,
+    what differs least is left out: rnn_relu, the middle hidden sizes, and each 16-bit dtype for
+    half of the hidden sizes.
+    """
+    for cell, spec in CELLS.items():
+        if cell == "rnn_relu" and not whole:
+            continue
         for direction in ("forward", "backward"):
-            cell, dtype, mode, hidden_size, batch, present = case
-            plan, compiled = sequence_kernel(cell, direction, *case[1:5], arch, present)
-            shared = plan.shared_bytes(
-                CELLS[cell], hidden_size, direction, 4 if dtype == "fp32" else 2
-            )
-            facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} N{batch} {plan}"}
-            facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
-            facts |= {"exchange": plan.members(hidden_size) > 1, "resident": plan.resident}
-            print(json.dumps(facts | resources(compiled)), flush=True)
-    for direction in ("forward", "backward"):
-        facts = {"name": f"lstm cell {direction}", "tensor_core": False, "estimate": 0}
-        facts |= {"exchange": False, "resident": False}
-        compiled = cell_kernel("lstm", direction, "bf16", arch)
+            for dtype, mode in DTYPES:
+                for i, sizes in enumerate(HIDDEN_SIZES):
+                    if not whole and (i == 1 or dtype == ("fp16", "", "bf16")[i]):
+                        continue
+                    found = {}
+                    for hidden_size in sizes:
+                        shape = (cell, direction, itemsize_of(dtype), mode, 16, hidden_size)
+                        for plan in candidates(*shape, DEVICES[arch]):
+                            if plan.schedule != "stepwise":
+                                found.setdefault(kind_of(plan), []).append((hidden_size, plan))
+                    for kind, plans in found.items():
+
+                        def tile(x):
+                            return x[1].block_n * x[1].block_h * x[1].block_k, x[0]
+
+                        def parts(x):
+                            return sum(x[1].parts(spec, x[0], direction)), tile(x)  # noqa: B023
+
+                        keys = (tile, parts) if kind == "resident" else (tile,)
+                        for hidden_size, plan in {max(plans, key=key) for key in keys}:
+                            yield cell, direction, dtype, mode, hidden_size, plan
+
+
+def main(arch: int, first: int, step: int) -> None:
+    """Print one line a kernel, the facts as JSON: every `step`-th kernel from `first` on."""
+    kernels = list(matrix(arch, step == 1))
+    for cell, direction, dtype, mode, hidden_size, plan in kernels[first::step]:
+        compiled = planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch)
+        shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
+        facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
+        facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
+        facts |= {"exchange": plan.members(hidden_size) > 1, "kind": kind_of(plan)}
         print(json.dumps(facts | resources(compiled)), flush=True)
+    cases = [(c, d, t, h) for c in CELLS for d in ("forward", "backward")
+             for t in ("fp16", "fp32") for h in (64, 37)]  # fmt: skip
+    for cell, direction, dtype, hidden_size in cases[first::step]:
+        for compiled in row_kernels(cell, direction, dtype, hidden_size, arch):
+            facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
+            facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
+            print(json.dumps(facts | resources(compiled)), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -111,22 +111,32 @@ def test_parity_at_full_size(device, set_precision, cell, mode, size):
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)), "not bit-equal"
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_every_candidate_plan_agrees(device, cell):
+@pytest.mark.parametrize("hidden_size", [256, 255])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_every_candidate_plan_agrees(device, cell, hidden_size):
     """Plans that only tuning would take are right too."""
     from seqkernels.triton import launch
-    from seqkernels.triton.plan import candidates, device_of
+    from seqkernels.triton.estimate import device_of
+    from seqkernels.triton.plan import STEPWISE, candidates
 
-    inputs = inputs_of(cell, 20, 40, 256, torch.float16, device)
+    inputs = inputs_of(cell, 20, 40, hidden_size, torch.float16, device)
     wide = [None if x is None else x.double() for x in inputs]
     layout = (None, None, None, False)
-    expected = run(reference_op(cell), wide, layout)[0]
-    theirs = run(reference_op(cell), inputs, layout)[0]
-    plans = candidates(cell, "forward", 2, "ieee", 40, 256, device_of(torch.device("cuda", 0)))
-    assert len(plans) > 4
+    grads = [torch.randn(s, device=device) for s in ((20, 40, hidden_size), (40, hidden_size))]
+    grads = [g.half() for g in grads]
+    expected = run(reference_op(cell), wide, layout, [g.double() for g in grads])
+    theirs = run(reference_op(cell), inputs, layout, grads)
+    facts = device_of(torch.device("cuda", 0))
+    plans = candidates(cell, "forward", 2, "ieee", 40, hidden_size, facts)
+    assert len(plans) > 4 and STEPWISE in plans
     for plan in plans:
         ours = launch.forward(cell, *inputs, *layout, True, plan=plan)[0]
-        assert_parity(ours, theirs, expected, f"{cell} {plan}")
+        assert_parity(ours, theirs[0], expected[0], f"{cell} {plan}")
+    output, _, _, c_sequence, saved = launch.forward(cell, *inputs, *layout, True)
+    kept = (inputs[1], *inputs[3:], output, c_sequence, saved, *layout)
+    for plan in candidates(cell, "backward", 2, "ieee", 40, hidden_size, facts):
+        ours = launch.backward(cell, *grads, None, None, *kept, plan=plan)[0]
+        assert_parity(ours, theirs[2], expected[2], f"{cell} backward {plan}")
 
 
 def test_long_runs_are_bit_equal(device):
@@ -184,17 +194,56 @@ def test_nothing_recompiles_by_shape(device):
     assert not compiled
 
 
-def test_a_graph_can_be_captured(device):
-    inputs = inputs_of("lstm", 12, 16, 512, torch.float16, device)
+@pytest.mark.parametrize("schedule", ["sliced", "cooperative", "stepwise"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_a_graph_can_be_captured(device, cell, schedule):
+    from seqkernels.triton import launch
+    from seqkernels.triton.estimate import device_of
+    from seqkernels.triton.plan import candidates
+
+    inputs = inputs_of(cell, 12, 16, 512, torch.float16, device)
     layout = (None, None, None, False)
-    # Also compiles the kernel that is captured.
-    expected = op_of("lstm")(*inputs, *layout, False)[0]
+    plans = candidates(cell, "forward", 2, "ieee", 16, 512, device_of(torch.device("cuda", 0)))
+    plan = next(p for p in plans if p.schedule == schedule)
+
+    def call():
+        return launch.forward(cell, *inputs, *layout, False, plan=plan)
+
+    # Also compiles the kernels that are captured.
+    expected = call()[0]
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        results = op_of("lstm")(*inputs, *layout, False)
+        results = call()
     results[0].zero_()
     graph.replay()
     assert torch.equal(results[0], expected)
+
+
+def test_nothing_is_measured_in_a_capture(device, monkeypatch, tmp_path):
+    inputs = inputs_of("lstm", 12, 16, 256, torch.float16, device)
+    layout = (None, None, None, False)
+    expected = op_of("lstm")(*inputs, *layout, False)[0]
+    monkeypatch.setenv("SEQKERNELS_TRITON_TUNE", "1")
+    monkeypatch.setenv("SEQKERNELS_CACHE_DIR", str(tmp_path))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        results = op_of("lstm")(*inputs, *layout, False)
+    graph.replay()
+    assert torch.equal(results[0], expected) and not list(tmp_path.iterdir())
+
+
+def test_measured_plans_are_kept(device, monkeypatch, tmp_path):
+    from seqkernels.triton import tune
+
+    monkeypatch.setenv("SEQKERNELS_TRITON_TUNE", "1")
+    monkeypatch.setenv("SEQKERNELS_CACHE_DIR", str(tmp_path))
+    inputs = inputs_of("lstm", 12, 16, 256, torch.float16, device)
+    first = op_of("lstm")(*inputs, None, None, None, False, False)[0]
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(tune, "_found", {})
+    monkeypatch.setattr(tune, "_do_bench", None)  # not needed again
+    again = op_of("lstm")(*inputs, None, None, None, False, False)[0]
+    assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("cell", [name for name, spec in CELLS.items() if spec.pointwise])

@@ -11,7 +11,17 @@ import torch
 import seqkernels.triton
 from seqkernels import dispatch
 from seqkernels.cells import CELLS
-from seqkernels.triton.plan import Device, Plan, candidates, precision
+from seqkernels.triton.estimate import COMPILED_PAIR, PYTHON_PAIR, Device
+from seqkernels.triton.plan import (
+    STEPWISE,
+    Plan,
+    candidates,
+    fits,
+    losing_batch,
+    narrow,
+    precision,
+    span,
+)
 
 H100 = Device(132, 227 << 10)
 SIZES = [(1, 1), (13, 100), (16, 512), (16, 1024), (64, 1024), (300, 650), (4096, 200), (2, 5000)]
@@ -26,39 +36,76 @@ def test_every_shape_has_a_plan_that_cannot_hang(cell):
         for itemsize, mode in KINDS:
             for direction in ("forward", "backward"):
                 plans = candidates(cell, direction, itemsize, mode, batch, hidden_size, H100)
-                assert plans, (batch, hidden_size, itemsize, mode, direction)
+                assert {"sliced", "stepwise"} <= {plan.schedule for plan in plans}
+                # Few: each that is tried costs a compilation.
+                assert len(plans) <= 24
                 for plan in plans:
+                    if plan == STEPWISE:
+                        continue
+                    assert fits(plan, spec, hidden_size, direction, itemsize, mode)
                     alone = plan.members(hidden_size) == 1
                     assert alone or plan.grid(batch, hidden_size)[0] <= H100.multiprocessors
                     assert plan.shared_bytes(spec, hidden_size, direction, itemsize) < 227 << 10
-                    launch = plan.constants(spec, hidden_size, direction)
+                    launch = plan.constants(spec, hidden_size, direction, itemsize)
                     assert alone or launch["launch_cooperative_grid"]
 
 
 def test_a_grid_that_is_not_co_resident_is_refused_with_the_numbers():
-    plan = Plan(True, 16, 16, 64, split=4)
+    plan = Plan("cooperative", 16, 16, 64, split=4)
     reason = plan.refusal(H100, CELLS["lstm"], 64, 1024, "forward", 2)
     assert reason == "256 programs must be co-resident, the device has 132 multiprocessors"
     assert plan.refusal(H100, CELLS["lstm"], 32, 1024, "forward", 2) is None
 
 
 def test_shared_memory_is_refused_with_the_numbers():
-    plan = Plan(True, 64, 64, 64, split=4, resident=True)
+    plan = Plan("cooperative", 64, 64, 64, split=4, resident=True)
     reason = plan.refusal(H100, CELLS["lstm"], 16, 1024, "forward", 2)
     assert reason == "a program needs 786432 bytes of shared memory, the device gives 232448"
 
 
-def test_a_second_product_is_refused_by_the_cooperative_kernels():
-    plan = Plan(True, 16, 16, 64, split=4)
-    reason = plan.refusal(H100, CELLS["gru_reset_before"], 16, 64, "forward", 2)
-    assert "two products" in reason
-
-
 def test_large_recurrences_are_shared_and_keep_their_weights():
-    for cell in ("lstm", "gru"):
+    for cell in ("lstm", "gru", "gru_reset_before"):
         for direction in ("forward", "backward"):
             best = candidates(cell, direction, 2, "ieee", 16, 1024, H100)[0]
-            assert best.cooperative and best.resident and best.members(1024) > 1
+            assert best.schedule == "cooperative" and best.resident and best.members(1024) > 1
+
+
+def test_spans_are_the_widest_loads_that_a_row_allows():
+    assert [span(h, 2) for h in (1024, 100, 650, 37, 8)] == [8, 4, 2, 1, 8]
+    assert [span(h, 4) for h in (1024, 100, 650, 37, 8)] == [4, 4, 2, 1, 4]
+    assert [narrow(h, 2) for h in (1024, 100, 650, 37)] == [False, False, True, True]
+    for size in range(1, 200):
+        for itemsize in (2, 4):
+            assert size % span(size, itemsize) == 0 and span(size, itemsize) * itemsize <= 16
+
+
+def test_rows_without_alignment_get_smaller_tiles():
+    """Their addresses fill the registers: what the compiler was seen to spill is no candidate."""
+    for cell in CELLS:
+        for direction in ("forward", "backward"):
+
+            def largest(hidden_size):
+                plans = candidates(cell, direction, 2, "ieee", 16, hidden_size, H100)  # noqa: B023
+                return max(p.block_n * p.block_h * p.block_k for p in plans)
+
+            assert largest(511) < largest(512)
+
+
+def test_stepwise_runs_what_every_fused_schedule_is_slow_at():
+    """Large batches of large recurrences; never a small one, whatever launches cost."""
+    for cell in CELLS:
+        for direction in ("forward", "backward"):
+            large = candidates(cell, direction, 2, "ieee", 1024, 2048, H100)
+            assert large[0] == STEPWISE
+            small = candidates(cell, direction, 2, "ieee", 16, 256, H100)
+            assert small[0] != STEPWISE and STEPWISE in small
+        for training in (False, True):
+            facts = (H100, training, COMPILED_PAIR)
+            assert 16 < losing_batch(cell, 2, "ieee", 2048, *facts) <= 1024
+            assert losing_batch(cell, 2, "ieee", 64, *facts) is None
+            # The dearer the launches, the more shapes the fused schedules keep.
+            dear = losing_batch(cell, 2, "ieee", 2048, H100, training, 100 * PYTHON_PAIR)
+            assert dear is None or dear > losing_batch(cell, 2, "ieee", 2048, *facts)
 
 
 def test_the_launch_refuses_a_plan_that_could_hang():
@@ -79,7 +126,7 @@ def test_the_launch_refuses_a_plan_that_could_hang():
             None,
             False,
             False,
-            plan=Plan(True, 16, 16, 16, split=4),
+            plan=Plan("cooperative", 16, 16, 16, split=4),
         )
 
 

@@ -1,0 +1,103 @@
+"""What a step costs, in clocks: an estimate from data-sheet rates that orders the plans.
+
+No measurement stands behind any number here yet; each awaits `make gpu` and bench/results.
+`SEQKERNELS_TRITON_TUNE=1` measures the best few plans instead (tune.py).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..cells import CellSpec
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+# Clocks: a counter exchanged through L2, and the program's own barrier.
+_EXCHANGE, _BARRIER = 1500, 100
+# Bytes per clock: what one multiprocessor reads from L2 and from shared memory, and what all of
+# them together read from L2.
+_L2_RATE, _SHARED_RATE, _L2_TOTAL = 64, 128, 3000
+# Multiply-adds per clock of one multiprocessor, in 16 bits, in TF32 and in plain float32: with the
+# small tiles of a fused kernel, and half of what an H100 can do, for a library's large product.
+_TILE_RATE = {"16": 512, "tf32": 256, "ieee": 64}
+_LIBRARY_RATE = {"16": 1024, "tf32": 512, "ieee": 64}
+_CLOCKS_PER_MICROSECOND = 1700
+# Microseconds that the host needs for one product and one cell kernel: called from C++ one after
+# another, and from Python through Triton's launcher.
+COMPILED_PAIR, PYTHON_PAIR = 10, 30
+# A fused schedule stands behind a stepwise one only where its estimate is this many times the
+# stepwise one's: neither is known better than that.
+CLEARLY = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a plan must know of a GPU: multiprocessors, bytes of shared memory of a program."""
+
+    multiprocessors: int
+    shared_memory: int
+
+
+@lru_cache(maxsize=16)
+def device_of(device: torch.device) -> Device:
+    """The facts of a CUDA device; of any other (the interpreter's) those of an H100."""
+    if device.type != "cuda":
+        return Device(132, 227 << 10)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+def width(gates: int) -> int:
+    """Columns of a unit in a wide product: the gates, to a power of two."""
+    return 4 if gates > 2 else gates
+
+
+def products(spec: CellSpec, direction: str) -> tuple[tuple[int, int], ...]:
+    """The recurrent products of a step, in order: (columns of a unit, depth / hidden_size) each."""
+    if direction == "forward":
+        return ((width(spec.gates), 1),) if spec.pointwise else ((2, 1), (1, 1))
+    if spec.pointwise and not spec.separate_hidden:
+        return ((1, spec.gates),)
+    return ((1, spec.gates - 1), (1, 1))
+
+
+def exchanges(spec: CellSpec) -> int:
+    """How often a step waits for the other programs of its group."""
+    return 1 if spec.pointwise else 2
+
+
+def fused_cost(
+    plan: "Plan", device: Device, spec: CellSpec, batch: int, hidden_size: int, direction: str,
+    itemsize: int, mode: str,
+) -> float:  # fmt: skip
+    """Estimated clocks of one step of a launch that runs the whole sequence."""
+    shared = plan.members(hidden_size) > 1
+    step = 40.0 * plan.block_n * plan.block_h / 128
+    for columns, depths in products(spec, direction):
+        depth, wide = depths * hidden_size, plan.block_h * columns
+        # The padding to a power of two is multiplied, but not loaded.
+        real = min(plan.block_h, hidden_size) * (spec.gates if columns == 4 else columns)
+        step += plan.block_n * depth * itemsize / _L2_RATE
+        step += real * depth * itemsize / (_SHARED_RATE if plan.resident else _L2_RATE)
+        step += plan.block_n * wide * depth / _TILE_RATE["16" if itemsize == 2 else mode]
+    tiles = 1 if plan.schedule == "cooperative" else -(-hidden_size // plan.block_h)
+    waves = -(-plan.grid(batch, hidden_size)[0] // device.multiprocessors)
+    return waves * (tiles * step + exchanges(spec) * (_EXCHANGE if shared else _BARRIER))
+
+
+def stepwise_cost(
+    device: Device, spec: CellSpec, batch: int, hidden_size: int, direction: str, itemsize: int,
+    mode: str, pair: int,
+) -> float:  # fmt: skip
+    """Estimated clocks of one step that is a product and a cell kernel, `pair` microseconds each.
+
+    Launches overlap with the work before them, so the longer of the two counts.
+    """
+    launches = pair * exchanges(spec) * _CLOCKS_PER_MICROSECOND
+    rate = device.multiprocessors * _LIBRARY_RATE["16" if itemsize == 2 else mode]
+    weights = spec.gates * hidden_size * hidden_size
+    values = batch * hidden_size * (3 * spec.gates + spec.saved + 4)
+    return max(launches, batch * weights / rate + (weights + values) * itemsize / _L2_TOTAL)

@@ -1,0 +1,146 @@
+"""Measured plans: the fastest of the best few estimates, kept on disk.
+
+Off unless `SEQKERNELS_TRITON_TUNE=1`: then a shape's plan is the cheapest estimate, the same in
+every process. On, the first call of a shape measures; later calls and later processes take what was
+found. One JSON file for each device and set of versions lies in `$SEQKERNELS_CACHE_DIR`, by default
+the platform's directory for caches; it is replaced as a whole, so a reader never sees half of one.
+Nothing is measured while a stream is captured, since measuring waits for the device.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .plan import Plan
+
+# How many of the best estimates are measured.
+TUNED = 4
+# Raised when a change of the kernels makes what was measured before worthless.
+_FORMAT = 1
+
+_found: dict[tuple[Path, str], Plan] = {}
+
+Timer = Callable[[Callable[[], None]], float]
+
+
+def enabled() -> bool:
+    """Whether measuring is asked for."""
+    return os.environ.get("SEQKERNELS_TRITON_TUNE") == "1"
+
+
+def cache_folder() -> Path:
+    """Where measured plans are kept."""
+    chosen = os.environ.get("SEQKERNELS_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "seqkernels"
+
+
+@lru_cache(maxsize=16)
+def _file_name(device: torch.device) -> str:
+    """The name of the file for a device with these versions of torch and Triton."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts = f"{name}-torch{torch.__version__}-triton{version('triton')}-{_FORMAT}"
+    return f"triton-{re.sub('[^A-Za-z0-9.+]+', '-', facts)}.json"
+
+
+def choose(
+    plans: tuple[Plan, ...], key: tuple, run: Callable[[Plan], None], device: torch.device,
+    timer: Timer | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a shape: the first of `plans`, or a measured one where that is asked for.
+
+    Args:
+        plans: candidates, the cheapest estimate first.
+        key: what decides the plan beside the device; plain values.
+        run: runs a plan; what it writes is written again by every run.
+        device: where it runs.
+        timer: milliseconds of a function; by default Triton's do_bench.
+    """
+    if not enabled():
+        return plans[0]
+    path, name = cache_folder() / _file_name(device), " ".join(map(str, key))
+    if (path, name) not in _found:
+        kept = _read(path).get(name)
+        # A plan that is no candidate was measured for other kernels, or by someone else.
+        found = next((p for p in plans if kept == asdict(p)), None)
+        if found is None:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return plans[0]
+            found = _measure(plans[:TUNED], run, timer or _do_bench)
+            _write(path, name, found)
+        _found[path, name] = found
+    return _found[path, name]
+
+
+def _do_bench(function: Callable[[], None]) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(function, warmup=5, rep=20)
+
+
+def _measure(plans: tuple[Plan, ...], run: Callable[[Plan], None], timer: Timer) -> Plan:
+    """The fastest; of equals the first. A plan for which the device has no room is passed over."""
+    from triton.runtime.errors import OutOfResources
+
+    times: dict[Plan, float] = {}
+    for plan in plans:
+        try:
+            times[plan] = timer(lambda plan=plan: run(plan))
+        except OutOfResources as error:
+            warnings.warn(f"{plan} was not measured: {error}", RuntimeWarning, stacklevel=2)
+    return min(times, key=times.get) if times else plans[0]
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """The plans in a file; none where there is no file or not a sound one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        warnings.warn(f"{path} was not read: {error}", RuntimeWarning, stacklevel=2)
+        return {}
+    try:
+        kept = json.loads(text)
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no table")
+    except ValueError as error:
+        warnings.warn(f"{path} is ignored: {error}", RuntimeWarning, stacklevel=2)
+        return {}
+    return kept
+
+
+def _write(path: Path, name: str, plan: Plan) -> None:
+    """Add a plan to a file; another process's last word on the same file may be lost, no more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = _read(path) | {name: asdict(plan)}
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.stem, suffix=".part", encoding="utf-8", delete=False
+        ) as file:
+            try:
+                json.dump(kept, file, indent=1, sort_keys=True)
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        warnings.warn(f"plans are not kept in {path}: {error}", RuntimeWarning, stacklevel=2)
