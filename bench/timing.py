@@ -40,7 +40,7 @@ class Effort:
 
     rounds: int = 15
     sample_s: float = 0.005
-    budget_s: float = 8.0
+    budget_s: float = 5.0
     wait_s: float = 0.3
 
 
