@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from gpu import require_cuda
-from joined import check_directions, check_layers, layer_inputs
+from joined import MATHS, check_directions, check_layers, layer_inputs, recurrent_math
 from parity import Case
 from tolerance import assert_parity
 
@@ -29,12 +29,6 @@ FULL = {
     "T300-N64-H256": Case(300, 64, 256),
     "T300-N1-H650": Case(300, 1, 650),
 }
-MATHS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +39,8 @@ def device():
 @pytest.fixture
 def math(request):
     """(dtype, tf32), with torch's switch for recurrent layers set to it."""
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32" if request.param == "tf32" else "ieee"
-    yield MATHS[request.param]
-    rnn.fp32_precision = before
+    with recurrent_math(request.param) as found:
+        yield found
 
 
 def check(cell, parts, case, math, device):
