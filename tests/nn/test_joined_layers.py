@@ -171,6 +171,7 @@ def test_outputs_changed_in_place_are_noticed_or_allowed():
 
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
+    torch._dynamo.reset()  # other tests have compiled the same function for other modules
     module = seqkernels.LSTM(5, 24, **options)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for batch in (3, 2):
@@ -185,7 +186,6 @@ def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
             torch.testing.assert_close(found, eager)
         with torch.no_grad():
             torch.testing.assert_close(compiled(x)[0], module(x)[0])
-    torch._dynamo.reset()  # the next case compiles the same function for another module
     joined = "directions" if options.get("bidirectional") else "layers"
     assert any(joined in name for name in persistent_on_the_cpu)
 
