@@ -4,7 +4,9 @@
 recipe, budget and threads that differ in their seed alone are one row.
 """
 
+import functools
 import json
+import operator
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,13 +48,13 @@ def name_of(run: Run) -> str:
     return f"{model['cell'].upper()} {model['hidden']}, {attention}{library}"
 
 
-def _median(group: list[Run], *names: str) -> float:
-    def value(run: Run):
-        for name in names:
-            run = run[name]
-        return run
+def _values(group: list[Run], *names: str) -> list[float]:
+    """A value of every run, by the names on the way to it."""
+    return [functools.reduce(operator.getitem, names, run) for run in group]
 
-    return statistics.median(value(run) for run in group)
+
+def _median(group: list[Run], *names: str) -> float:
+    return statistics.median(_values(group, *names))
 
 
 def _both(group: list[Run], *names: str) -> str:
@@ -60,10 +62,7 @@ def _both(group: list[Run], *names: str) -> str:
     middle = f"**{_median(group, *names):.2f}**"
     if len(group) == 1:
         return middle
-    single = [run for run in group]
-    for name in names:
-        single = [run[name] for run in single]
-    return f"{middle} ({', '.join(f'{value:.2f}' for value in single)})"
+    return f"{middle} ({', '.join(f'{value:.2f}' for value in _values(group, *names))})"
 
 
 def brief(runs: Iterable[Run]) -> str:

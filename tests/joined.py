@@ -12,25 +12,6 @@ from seqkernels import reference
 from seqkernels.cells import CELLS
 from seqkernels.ops.sequence import reference_sequence
 
-MATHS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
-}
-
-
-@contextlib.contextmanager
-def recurrent_math(name: str):
-    """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
-    try:
-        yield MATHS[name]
-    finally:
-        rnn.fp32_precision = before
-
 
 class Both:
     """The ops of both directions as those of one: the other direction runs on other numbers."""

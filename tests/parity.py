@@ -17,6 +17,25 @@ from seqkernels.cells import CELLS
 from seqkernels.ops.sequence import reference_sequence
 from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
+MATHS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+
+
+@contextlib.contextmanager
+def recurrent_math(name: str):
+    """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    try:
+        yield MATHS[name]
+    finally:
+        rnn.fp32_precision = before
+
 
 @dataclass(frozen=True)
 class Case:

@@ -1,4 +1,4 @@
-// Results of the CPU ops.
+// Results of the CPU ops, and memory for their work.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
 #include <vector>
 
 namespace seqkernels {
@@ -48,6 +51,23 @@ inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
   return result;
 }
 inline Tensor absent(const Tensor& like) { return make(like, {0}); }
+
+// Memory that lives as long as this object, aligned to a vector.
+class AlignedMemory {
+ public:
+  void* take(int64_t bytes) {
+    blocks_.emplace_back(::operator new(bytes, kAlignment));
+    return blocks_.back().get();
+  }
+  void* zeros(int64_t bytes) { return std::memset(take(bytes), 0, bytes); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Release {
+    void operator()(void* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::vector<std::unique_ptr<void, Release>> blocks_;
+};
 
 }  // namespace cpu
 }  // namespace seqkernels

@@ -12,10 +12,10 @@
 
 #include <cstring>
 #include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
+#include "allocate.h"
 #include "decode.h"
 #include "decode_team.h"
 
@@ -42,23 +42,6 @@ struct GreedyInputs {
   Tensor start;
   int64_t max_length, eos, pad;
   bool scores;
-};
-
-// Memory that lives as long as the call, aligned to a vector.
-class Workspace {
- public:
-  void* take(int64_t bytes) {
-    blocks_.emplace_back(::operator new(bytes, kAlignment));
-    return blocks_.back().get();
-  }
-  void* zeros(int64_t bytes) { return std::memset(take(bytes), 0, bytes); }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Release {
-    void operator()(void* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::vector<std::unique_ptr<void, Release>> blocks_;
 };
 
 // The weights as the kernels read them, and the sizes that follow from them.
@@ -122,7 +105,7 @@ class DecodeWeights {
     all(sizes.projection, false, sizes.word_panels);
   }
 
-  Workspace memory_;
+  AlignedMemory memory_;
   std::vector<DecodeMatrix> weight_ih_, weight_hh_;
 };
 
@@ -154,7 +137,7 @@ class DecodeRows {
   const GreedyInputs& a_;
   const DecodeKernels& kernels_;
   const GreedyResults results_;
-  Workspace memory_;
+  AlignedMemory memory_;
   Decode d_;
   std::vector<void*> h_, new_h_, c_, missing_gates_;
   std::vector<const void*> gates_x_;

@@ -4,8 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "allocate.h"
@@ -18,11 +16,6 @@ namespace {
 
 // Multiply-adds that are worth waking a thread.
 constexpr int64_t kWorthWaking = 128 * 1024;
-constexpr std::align_val_t kAlignment{64};
-
-struct Release {
-  void operator()(void* p) const { ::operator delete(p, kAlignment); }
-};
 
 void run(const Kernels& kernels, const RowsProduct& p) {
   const int64_t panels = kernels.rows_product_panels(p);
@@ -34,8 +27,8 @@ void run(const Kernels& kernels, const RowsProduct& p) {
   // A panel of x is at most 32 columns wide.
   const int64_t bytes = (depth + 32) * kRowsProductBlock * kernels.compute_size;
   const auto body = [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, Release> workspace(::operator new(bytes, kAlignment));
-    kernels.rows_product(p, panels * begin / tasks, panels * end / tasks, workspace.get());
+    AlignedMemory memory;
+    kernels.rows_product(p, panels * begin / tasks, panels * end / tasks, memory.take(bytes));
   };
   if (tasks == 1) return body(0, 1);
   torch::stable::parallel_for(0, tasks, 1, body);

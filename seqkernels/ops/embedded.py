@@ -15,7 +15,7 @@ from ..cells import CELLS, CellSpec
 from .layer import second_order
 from .registry import get
 from .sequence import run_backward, save_flags
-from .weights import bias_grads, fold_bias, weight_hh_grad
+from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 
 # By cell: (tokens, embedding, padding_idx, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0,
 # lengths, reverse) to the results of the sequence op. Eager training on the CPU only.
@@ -69,7 +69,7 @@ def _define(spec: CellSpec) -> None:
                 )
                 found = [None] * 4
                 if need[0]:
-                    found[0] = by_symbol.t() @ embedding
+                    found[0] = rows_product((by_symbol,), (embedding,))
                 if need[1]:
                     found[1] = weight_hh_grad(spec, grad_gates, grad_h, saved, h_0, result, *layout)
                 if bias_ih is not None:

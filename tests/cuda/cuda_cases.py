@@ -1,32 +1,10 @@
-"""What the tests of the CUDA ops share: pairs of ops, refusals, number formats."""
-
-import contextlib
-
-import torch
+"""What the tests of the CUDA ops share: pairs of ops and refusals."""
 
 from seqkernels import _extension
 from seqkernels.ops import get
 
 # Ends of op names: the stepwise and the persistent schedule, and Triton's.
 SUFFIXES = ("", "_persistent", "_triton")
-MATHS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
-}
-
-
-@contextlib.contextmanager
-def math_format(name: str):
-    """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
-    try:
-        yield MATHS[name]
-    finally:
-        rnn.fp32_precision = before
 
 
 def pair(cell, suffix):

@@ -8,8 +8,8 @@ import copy
 import pytest
 import torch
 from gpu import require_cuda
-from joined import MATHS, check_directions, check_layers, layer_inputs, recurrent_math
-from parity import Case
+from joined import check_directions, check_layers, layer_inputs
+from parity import MATHS, Case, recurrent_math
 from tolerance import assert_parity
 
 import seqkernels

@@ -7,9 +7,9 @@ layers up: run the file in all three ways.
 
 import pytest
 import torch
-from cuda_cases import MATHS, math_format, pair, refusal
+from cuda_cases import pair, refusal
 from gpu import require_cuda
-from parity import Case, check_cell, check_sequence
+from parity import MATHS, Case, check_cell, check_sequence, recurrent_math
 
 from seqkernels.cells import CELLS
 from seqkernels.ops import get
@@ -56,7 +56,7 @@ def test_stepwise(cell, case, dtype, device):
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("cell", CELLS)
 def test_persistent(cell, case, math, device):
-    with math_format(math) as (dtype, tf32):
+    with recurrent_math(math) as (dtype, tf32):
         if refusal(cell, case, dtype) is None:
             check_sequence(cell, case, dtype, *pair(cell, "_persistent"), device=device, tf32=tf32)
         else:

@@ -1,9 +1,9 @@
 """Parity of the CUDA sequence kernels on a GPU at the sizes of real models, up to T = 1000."""
 
 import pytest
-from cuda_cases import MATHS, math_format, pair, refusal
+from cuda_cases import pair, refusal
 from gpu import require_cuda
-from parity import Case, check_sequence
+from parity import MATHS, Case, check_sequence, recurrent_math
 
 pytestmark = pytest.mark.cuda
 
@@ -31,7 +31,7 @@ def device():
 
 
 def check(cell, case, math, device):
-    with math_format(math) as (dtype, tf32):
+    with recurrent_math(math) as (dtype, tf32):
         reason = refusal(cell, case, dtype)
         if reason is None:
             check_sequence(cell, case, dtype, *pair(cell, "_persistent"), device=device, tf32=tf32)
@@ -57,5 +57,5 @@ def test_persistent_in_long_runs(cell, math, device):
 @pytest.mark.parametrize("math", ["float16", "float32"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_stepwise_in_long_runs(cell, math, device):
-    with math_format(math) as (dtype, _):
+    with recurrent_math(math) as (dtype, _):
         check_sequence(cell, Case(300, 16, 512), dtype, *pair(cell, ""), device=device)

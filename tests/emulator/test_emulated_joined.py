@@ -4,8 +4,8 @@ import pytest
 import torch
 from emulated_ops import check_memory, guarded, library, ops
 from emulator import SCHEDULES, build
-from joined import MATHS, Both, check_directions, check_layers, layer_inputs, recurrent_math
-from parity import Case, inputs_of
+from joined import Both, check_directions, check_layers, layer_inputs
+from parity import MATHS, Case, inputs_of, recurrent_math
 from recording import recorded, replay
 
 from seqkernels import _extension

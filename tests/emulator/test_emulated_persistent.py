@@ -5,7 +5,7 @@ import torch
 from emulated_ops import check_memory, guarded, library, ops
 from emulator import SCHEDULES, build
 from joined import check_directions
-from parity import Case, actual, check_sequence, inputs_of
+from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
 from recording import recorded, replay
 
 from seqkernels import _extension
@@ -27,12 +27,6 @@ OPTIONS = {
     "reset": Case(6, 3, 38, reset=True),
     "reset-lengths-reverse": Case(6, 4, 40, lengths=(3, 5, 1, 4), reset=True, reverse=True),
 }
-MATHS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +47,8 @@ EXCHANGES = {
 @pytest.fixture
 def math(request):
     """(dtype, tf32) of a number format, with torch's switch for recurrent layers set to it."""
-    dtype, tf32 = MATHS[request.param]
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32" if tf32 else "ieee"
-    yield dtype, tf32
-    rnn.fp32_precision = before
+    with recurrent_math(request.param) as found:
+        yield found
 
 
 def pair(cell, schedule="round robin", **device):
