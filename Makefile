@@ -19,8 +19,9 @@ endif
 demo: $(READY)
 	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
 
+# A test that hangs fails after 15 minutes, where pytest-timeout is installed.
 test: $(READY)
-	$(PY) -m pytest -q tests
+	PYTEST_TIMEOUT=900 $(PY) -m pytest -q tests
 
 build: $(if $(PYTHON),,$(READY))
 	$(PY) setup.py -q build_ext --inplace

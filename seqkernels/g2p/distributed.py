@@ -1,5 +1,6 @@
 """Several processes started by torchrun that train one model."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
+
+# Process groups that have ended. Whoever drops the last reference to one waits for its threads.
+# Only the Python object does that without the interpreter's lock, which such a thread may need to
+# end; the reducer of a DistributedDataParallel that outlives the group would hang on it.
+_ended: list[distributed.ProcessGroup] = []
+atexit.register(_ended.clear)
 
 
 @dataclass(frozen=True)
@@ -53,4 +60,5 @@ def world(device_type: str) -> Iterator[World]:
             int(os.environ.get("LOCAL_RANK", "0")),
         )
     finally:
+        _ended.append(distributed.group.WORLD)
         distributed.destroy_process_group()

@@ -318,6 +318,7 @@ def test_two_processes_train_one_model(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test, greedy: WER") == 1
