@@ -19,8 +19,6 @@ class Encoder(nn.Module):
         bidirectional: read in both directions; D is 2, else 1.
         dropout: probability on the embeddings and between layers.
         embedding_dropout: another probability on the embeddings.
-        output_dropout: probability on the output, which attention reads; the final states stay
-            whole.
         reverse_source: read each sequence from its end, as Sutskever et al. 2014 do.
         embedding: a layer to share, instead of an own one.
         padding_idx: the symbol past a sequence's end; lengths are counted from it where not given.
@@ -42,7 +40,6 @@ class Encoder(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
         embedding_dropout: float | None = None,
-        output_dropout: float = 0.0,
         reverse_source: bool = False,
         embedding: nn.Embedding | None = None,
         padding_idx: int | None = None,
@@ -72,7 +69,6 @@ class Encoder(nn.Module):
             dropout=dropout,
             library=library,
         )
-        self.output_dropout = dropout_layer(output_dropout, library)
 
     def forward(self, source: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, States]:
         """Encode a batch.
@@ -110,7 +106,7 @@ class Encoder(nn.Module):
         output, states = run_embedded(
             self.rnn, self.embedding, self.dropout, source, lengths=lengths
         )
-        return self.output_dropout(output), states, lengths
+        return output, states, lengths
 
 
 def make_embedding(
