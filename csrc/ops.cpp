@@ -16,6 +16,9 @@
 // rows_product, on the CPU in float32 and float64: the gradient of a weight from gate gradients
 // side by side, each [R, M], and inputs one on another, together [R, K]: [sum of M, K].
 //
+// lookup, on the CPU: the sequence whose gates_x at step t of row n are gates[symbols[t, n]], with
+//   gates [V, G*H] and symbols [T, N] int64; it always saves
+//
 // Several recurrences in one launch. Directions, first forward, then reverse, lie side by side:
 //   gates_x [T, N, 2*G*H], output, c_sequence [T, N, 2*H], saved [T, N, 2*K*H]; states [2, N, H]
 // Layers, each fed by the one below, lie one after another; all but the first project their input
@@ -34,6 +37,10 @@
   "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
   "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                      \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
+#define SK_LOOKUP                                                                               \
+  "(Tensor gates, Tensor symbols, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, " \
+  "Tensor? lengths, bool reverse) -> "                                                          \
+  "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
 #define SK_DIRECTIONS                                                                \
   "(Tensor gates_x, Tensor[] weight_hh, Tensor[] bias_hh, Tensor h_0, Tensor? c_0, " \
   "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "              \
@@ -64,6 +71,7 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
 #define SK_DEFINE(Type, name)                                            \
   m.def(#name "_sequence" SK_SEQUENCE);                                  \
   m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD);                \
+  m.def(#name "_lookup" SK_LOOKUP);                                      \
   m.def(#name "_sequence_persistent" SK_SEQUENCE);                       \
   m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);     \
   m.def(#name "_directions_persistent" SK_DIRECTIONS);                   \

@@ -20,7 +20,8 @@ std::vector<int64_t> with_columns(std::vector<int64_t> rows, int64_t columns) {
   return rows;
 }
 
-// Sizes of a sequence and its rows in time. `x` is any of its tensors over time.
+// Sizes of a sequence and its rows in time. `x` is any of its tensors over time, with a dimension
+// of features or, as symbols, without.
 struct Shape {
   Layout layout;
   int64_t hidden;
@@ -28,7 +29,8 @@ struct Shape {
   const bool* reset;
 
   Shape(const char* op, Arguments& arguments, const char* name, const Tensor& x, const Tensor& h_0,
-        const Optional& lengths, const Optional& batch_sizes, const Optional& reset_steps) {
+        const Optional& lengths, const Optional& batch_sizes, const Optional& reset_steps,
+        int64_t features = 1) {
     STD_TORCH_CHECK(h_0.dim() == 2, op, ": expected h_0 of size [N, H], got ", text(sizes_of(h_0)));
     const int64_t N = h_0.size(0);
     hidden = h_0.size(1);
@@ -42,14 +44,14 @@ struct Shape {
       STD_TORCH_CHECK(batch_sizes->dim() == 1, op, ": expected batch_sizes of size [T], got ",
                       text(sizes_of(*batch_sizes)));
       layout.steps = batch_sizes->size(0);
-      layout.batch_sizes = arguments.integers("batch_sizes", batch_sizes, layout.steps);
+      layout.batch_sizes = arguments.integers("batch_sizes", batch_sizes, {layout.steps});
       check_batch_sizes(op, name, x);
       rows = {x.size(0)};
     } else {
-      STD_TORCH_CHECK(x.dim() == 3, op, ": expected ", name, " of 3 dimensions, got ",
-                      text(sizes_of(x)));
+      STD_TORCH_CHECK(x.dim() == 2 + features, op, ": expected ", name, " of ", 2 + features,
+                      " dimensions, got ", text(sizes_of(x)));
       layout.steps = x.size(0);
-      layout.lengths = arguments.integers("lengths", lengths, N);
+      layout.lengths = arguments.integers("lengths", lengths, {N});
       for (int64_t n = 0; layout.lengths && n < N; ++n)
         STD_TORCH_CHECK(layout.lengths[n] >= 0 && layout.lengths[n] <= layout.steps, op,
                         ": lengths must lie between 0 and ", layout.steps, " steps, got ",
@@ -114,30 +116,62 @@ struct Ops {
     const char* op = name("_sequence");
     Arguments a(op, gates_x);
     const Shape shape(op, a, "gates_x", gates_x, h_0, lengths, batch_sizes, reset);
+    Forward f = forward(op, a, shape, weight_hh, bias_hh, h_0, c_0, reverse);
+    f.gates_x = a.pointer("gates_x", gates_x, with_columns(shape.rows, C::kGates * shape.hidden));
+    Five made = results(f, shape, gates_x, save);
+    if (is_one_step(f, shape))
+      run_one_step(f, gates_x, made);
+    else
+      run_forward(f, shape.layout);
+    return made;
+  }
+
+  static Five lookup(Tensor gates, Tensor symbols, Tensor weight_hh, Optional bias_hh, Tensor h_0,
+                     Optional c_0, Optional lengths, bool reverse) {
+    const char* op = name("_lookup");
+    Arguments a(op, gates);
+    const Shape shape(op, a, "symbols", symbols, h_0, lengths, {}, {}, 0);
+    Forward f = forward(op, a, shape, weight_hh, bias_hh, h_0, c_0, reverse);
+    const int64_t V = gates.dim() > 0 ? gates.size(0) : 0;
+    f.gates_x = a.pointer("gates", gates, {V, C::kGates * shape.hidden});
+    f.symbols = a.integers("symbols", symbols, shape.rows);
+    for (int64_t k = 0; k < shape.rows[0] * shape.rows[1]; ++k)
+      STD_TORCH_CHECK(f.symbols[k] >= 0 && f.symbols[k] < V, op,
+                      ": symbols must lie between 0 and ", V - 1, ", the rows of gates, got ",
+                      f.symbols[k]);
+    Five made = results(f, shape, gates, true);
+    run_forward(f, shape.layout);
+    return made;
+  }
+
+  // What does not depend on where a step finds its gates.
+  static Forward forward(const char* op, Arguments& a, const Shape& shape, const Tensor& weight_hh,
+                         const Optional& bias_hh, const Tensor& h_0, const Optional& c_0,
+                         bool reverse) {
     const int64_t N = shape.layout.batch, H = shape.hidden;
     check_c(op, "c_0", c_0);
     Forward f{};
     shape.fill(f, kCell, a.dtype(), reverse);
-    f.gates_x = a.pointer("gates_x", gates_x, with_columns(shape.rows, C::kGates * H));
     f.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
     f.bias_hh = a.pointer("bias_hh", bias_hh, {C::kGates * H});
     f.h_0 = a.pointer("h_0", h_0, {N, H});
     f.c_0 = a.pointer("c_0", c_0, {N, H});
+    return f;
+  }
 
-    Tensor output = make(gates_x, with_columns(shape.rows, H)), h_n = make(gates_x, {N, H});
-    Tensor c_n = kTwo ? make(gates_x, {N, H}) : absent(gates_x);
-    Tensor c_sequence = kTwo && save ? make(gates_x, with_columns(shape.rows, H)) : absent(gates_x);
-    Tensor saved = C::kSaved > 0 && save ? make(gates_x, with_columns(shape.rows, C::kSaved * H))
-                                         : absent(gates_x);
+  // Allocate the results of a sequence and point the call at them.
+  static Five results(Forward& f, const Shape& shape, const Tensor& like, bool save) {
+    const int64_t N = shape.layout.batch, H = shape.hidden;
+    Tensor output = make(like, with_columns(shape.rows, H)), h_n = make(like, {N, H});
+    Tensor c_n = kTwo ? make(like, {N, H}) : absent(like);
+    Tensor c_sequence = kTwo && save ? make(like, with_columns(shape.rows, H)) : absent(like);
+    Tensor saved =
+        C::kSaved > 0 && save ? make(like, with_columns(shape.rows, C::kSaved * H)) : absent(like);
     f.output = output.mutable_data_ptr();
     f.h_n = h_n.mutable_data_ptr();
     f.c_n = c_n.mutable_data_ptr();
     if (kTwo && save) f.c_sequence = c_sequence.mutable_data_ptr();
     if (C::kSaved > 0 && save) f.saved = saved.mutable_data_ptr();
-    if (is_one_step(f, shape))
-      run_one_step(f, gates_x, output, h_n, c_n, c_sequence);
-    else
-      run_forward(f, shape.layout);
     return {output, h_n, c_n, c_sequence, saved};
   }
 
@@ -148,8 +182,8 @@ struct Ops {
     return layout.steps == 1 && layout.batch <= kFewRows && !layout.lengths &&
            !layout.batch_sizes && !f.reset && k.few_rows && k.cell;
   }
-  static void run_one_step(const Forward& f, const Tensor& gates_x, Tensor& output, Tensor& h_n,
-                           Tensor& c_n, Tensor& c_sequence) {
+  static void run_one_step(const Forward& f, const Tensor& gates_x, Five& made) {
+    auto& [output, h_n, c_n, c_sequence, saved] = made;
     const Kernels& k = kernels(kCell, f.dtype);
     const int64_t N = f.batch, H = f.hidden;
     Tensor gates_h = make(gates_x, {N, C::kGates * H});
@@ -298,6 +332,7 @@ STABLE_TORCH_LIBRARY_IMPL(seqkernels, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) {
 #define SK_IMPL(Type, name)                                                    \
   m.impl(#name "_sequence", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence))); \
+  m.impl(#name "_lookup", TORCH_BOX((&Ops<Type, Cell::k##Type>::lookup)));     \
   m.impl(#name "_sequence_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence_backward)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL

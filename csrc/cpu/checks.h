@@ -61,9 +61,9 @@ class Arguments {
   const void* pointer(const char* name, const Optional& x, const std::vector<int64_t>& shape) {
     return x ? pointer(name, *x, shape) : nullptr;
   }
-  const int64_t* integers(const char* name, const Optional& x, int64_t size) {
+  const int64_t* integers(const char* name, const Optional& x, const std::vector<int64_t>& shape) {
     if (!x) return nullptr;
-    return static_cast<const int64_t*>(checked(name, *x, {size}, ScalarType::Long, "int64"));
+    return static_cast<const int64_t*>(checked(name, *x, shape, ScalarType::Long, "int64"));
   }
   const bool* booleans(const char* name, const Optional& x, const std::vector<int64_t>& shape) {
     if (!x) return nullptr;

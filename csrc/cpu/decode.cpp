@@ -47,7 +47,7 @@ Dtype check(const GreedyInputs& a, int gates, int states) {
   check.pointer("h_0", a.h_0, {layers, rows, hidden});
   STD_TORCH_CHECK(a.c_0.has_value() == (states == 2), op, ": c_0 is for lstm, and lstm needs it");
   check.pointer("c_0", a.c_0, {layers, rows, hidden});
-  check.integers("start", a.start, rows);
+  check.integers("start", a.start, {rows});
   STD_TORCH_CHECK(a.max_length >= 0, op, ": max_length is ", a.max_length);
   STD_TORCH_CHECK(a.eos < vocabulary, op, ": eos ", a.eos, " is outside the vocabulary of ",
                   vocabulary);

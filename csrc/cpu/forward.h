@@ -147,7 +147,8 @@ struct ForwardKernel {
   SK_ALWAYS static void units(const Forward& f, const Group& g, const Moment& m, int64_t next,
                               int64_t r, int64_t j, int64_t n, const T* sums, const T* biases) {
     const int64_t H = f.hidden, row = g.row[r], at = f.first_row[m.t] + row, own = r * f.stride + j;
-    const S* gates_x = static_cast<const S*>(f.gates_x) + at * kGates * H + j;
+    const int64_t from = f.symbols ? f.symbols[at] : at;
+    const S* gates_x = static_cast<const S*>(f.gates_x) + from * kGates * H + j;
     S* saved_to = static_cast<S*>(f.saved) + (f.saved ? at * C::kSaved * H + j : 0);
     V saved[C::kSaved > 0 ? C::kSaved : 1], new_h, new_c;
     const V h = load(static_cast<const T*>(g.h[next ^ 1]) + own);

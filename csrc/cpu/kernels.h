@@ -46,6 +46,7 @@ struct Steps {
 };
 
 struct Forward : Steps {
+  const int64_t* symbols;  // rows of gates_x that the steps take, or null: one after another
   const void *gates_x, *bias_hh, *h_0, *c_0;
   void *output, *h_n, *c_n, *c_sequence, *saved;  // the last two null where nothing is to be saved
   void* packed_bias;

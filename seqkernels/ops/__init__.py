@@ -1,6 +1,6 @@
 """Fake tensors and autograd for every op of `torch.ops.seqkernels`.
 
-Five families, for every cell, and `rows_product`, the gradient of a weight on the CPU
+Six families, for every cell, and `rows_product`, the gradient of a weight on the CPU
 (weights.py):
 
 * `<cell>_cell`: one pointwise step (cell.py).
@@ -10,6 +10,8 @@ Five families, for every cell, and `rows_product`, the gradient of a weight on t
 * `<cell>_layer`: input projection and recurrence together (layer.py). It exists for its backward:
   the large products for the input and the weights stand there once for every backend, and the
   projected input need not be kept.
+* `<cell>_lookup`: the recurrence over symbols, whose gates stand in a table, for the CPU
+  (embedded.py).
 * `<cell>_joined`, over `<cell>_directions_persistent` and `<cell>_layers_persistent`: both
   directions of a layer, or several layers, in one launch (joined.py).
 

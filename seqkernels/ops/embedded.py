@@ -1,9 +1,10 @@
 """The layer op over embedded symbols: the vocabulary is projected once, not every step's input.
 
 Where V symbols fill many more than V places, weight_ih E + bias of the whole embedding E [V, I] is
-a table of gates [V, G*H] that costs V / (T*N) of projecting the input. Its rows are gathered by
-symbol, and the backward adds the gates' gradients up by symbol before any product. It is the same
-function as the layer on `F.embedding(tokens, E)`, summed in another order.
+a table of gates [V, G*H] that costs V / (T*N) of projecting the input. `<cell>_lookup` takes a
+step's gates from there by symbol, and the backward adds the gates' gradients up by symbol before
+any product. It is the same function as the layer on `F.embedding(tokens, E)`, summed in another
+order.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,26 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from .. import _extension
 from ..cells import CELLS, CellSpec
 from .layer import second_order
-from .registry import get
-from .sequence import run_backward, save_flags
+from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
+from .sequence import fake_sequence, run_backward, save_flags
 from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 
 # By cell: (tokens, embedding, padding_idx, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0,
 # lengths, reverse) to the results of the sequence op. Eager training on the CPU only.
 EMBEDDED: dict[str, Callable] = {}
+
+
+def _register_lookup(spec: CellSpec) -> None:
+    name = f"{spec.name}_lookup"
+
+    def fake(gates, symbols, weight_hh, bias_hh, h_0, c_0, lengths, reverse):
+        return fake_sequence(spec, symbols.shape, h_0, True)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    register_no_derivative(name)
 
 
 def _define(spec: CellSpec) -> None:
@@ -32,10 +44,10 @@ def _define(spec: CellSpec) -> None:
             lengths, reverse,
         ):  # fmt: skip
             bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
-            gates_x = F.embedding(tokens, F.linear(embedding, weight_ih, bias_x))
+            gates = F.linear(embedding, weight_ih, bias_x)
             with torch._C._AutoDispatchBelowAutograd():
-                output = get(name)(
-                    gates_x, weight_hh, bias_h, h_0, c_0, lengths, None, None, reverse, True
+                output = get(f"{spec.name}_lookup")(
+                    gates, tokens, weight_hh, bias_h, h_0, c_0, lengths, reverse
                 )
             save_flags(ctx, name, spec, True, output)
             result, _, _, c_sequence, saved = output
@@ -87,4 +99,6 @@ def _define(spec: CellSpec) -> None:
 
 
 for _spec in CELLS.values():
+    if _extension.C is not None:
+        _register_lookup(_spec)
     _define(_spec)

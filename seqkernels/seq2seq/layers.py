@@ -107,6 +107,7 @@ def run_embedded(
     """
     if not _projects_vocabulary(layer, embedding, dropout, tokens, state):
         return run(layer, dropout(embedding(tokens)), state, lengths)
+    tokens = tokens.to(torch.int64)
     shape = _state_shape(layer, tokens)
     count = CELLS[layer.cell].states
     if state is None:
