@@ -1,4 +1,4 @@
-"""Command line: `python -m bench run|list|model|report|compare`."""
+"""Command line: `python -m bench run|list|model|report|compare|choices`."""
 
 import argparse
 import sys
@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         default=None,
         help="further contestants instead of the suite's own: compile, graph, reference,"
-        " flashrnn, haste, torchrl",
+        " flashrnn, haste, torchrl; none named, none measured",
     )
     run.add_argument("--output", type=Path, help="folder for the JSON instead of bench/results")
-    run.add_argument("--rounds", type=int, help="samples of every contestant")
+    run.add_argument("--rounds", type=_count, help="samples of every contestant")
     run.add_argument(
         "--minutes",
         type=float,
@@ -39,13 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     model = commands.add_parser("model", help="what seqkernels would gain for a model of yours")
     model.add_argument("--layer", choices=("lstm", "gru", "rnn_tanh", "rnn_relu"), required=True)
-    model.add_argument("--input-size", type=int, required=True)
-    model.add_argument("--hidden-size", type=int, required=True)
-    model.add_argument("--num-layers", type=int, default=1)
+    model.add_argument("--input-size", type=_count, required=True)
+    model.add_argument("--hidden-size", type=_count, required=True)
+    model.add_argument("--num-layers", type=_count, default=1)
     model.add_argument("--bidirectional", action="store_true")
     model.add_argument("--proj-size", type=int, default=0)
-    model.add_argument("--batch", type=int, required=True, help="rows N")
-    model.add_argument("--length", type=int, required=True, help="steps T")
+    model.add_argument("--batch", type=_count, required=True, help="rows N")
+    model.add_argument("--length", type=_count, required=True, help="steps T")
     model.add_argument("--rows", choices=("padded", "packed", "lengths"), default="padded")
     model.add_argument(
         "--dtype", default="float32", choices=("float64", "float32", "tf32", "bfloat16", "float16")
@@ -70,6 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--relative", action="store_true", help="in units of torch.nn's time of the same run"
     )
 
+    choices = commands.add_parser(
+        "choices", help="where dispatch did not take the fastest backend: sets its thresholds"
+    )
+    choices.add_argument("path", type=Path, nargs="?", help="file or folder; bench/results")
+
     options = parser.parse_args(arguments)
     try:
         return globals()[f"_{options.command}"](options)
@@ -78,9 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _count(text: str) -> int:
+    """A number of things, at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
 def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--threads", type=_count, help="CPU threads; default: torch's")
 
 
 def _device(options: argparse.Namespace):
@@ -98,6 +111,7 @@ def _device(options: argparse.Namespace):
 def _run(options: argparse.Namespace) -> int:
     from . import report, results, tables
     from .cases import select
+    from .contestants import further
     from .runner import run_suite
     from .timing import FULL, QUICK
 
@@ -106,13 +120,16 @@ def _run(options: argparse.Namespace) -> int:
     effort = QUICK if options.quick else FULL
     if options.rounds:
         effort = replace(effort, rounds=options.rounds)
-    extra = None if options.extra is None else tuple(options.extra)
+    extra = None if options.extra is None else further(options.extra)
     # A part of a suite, or a quick look at it, must not replace its published results.
     timed = options.minutes is not None
     published = not (options.quick or options.only or options.output or timed)
     aside = options.output or results.BENCH.parent / "build" / "bench"
     root = results.RESULTS if published else aside
     suites = select(options.suites, device.type)
+    suites = [s for s in suites if any(options.only in c.id for c in s.on(device.type))]
+    if not suites:
+        raise ValueError(f"no case there has {options.only!r} in its id; see list --cases")
     for i, suite in enumerate(suites):
         deadline = None
         if timed:
@@ -169,7 +186,10 @@ def _model(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         rows=options.rows,
     )
-    print(model.table(case, _device(options), QUICK if options.quick else FULL))
+    device = _device(options)
+    if options.dtype == "tf32" and device.type == "cpu":
+        raise ValueError("a CPU has no TF32 products; --dtype float32 is what it would run")
+    print(model.table(case, device, QUICK if options.quick else FULL))
     return 0
 
 
@@ -191,6 +211,14 @@ def _compare(options: argparse.Namespace) -> int:
     text, regressed = report(options.old, options.new, options.regression, options.relative)
     print(text)
     return 1 if regressed else 0
+
+
+def _choices(options: argparse.Namespace) -> int:
+    from . import choices, results
+    from .compare import documents
+
+    print(choices.report(documents(options.path or results.RESULTS)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ class Suite:
         why: one sentence, printed with the results.
         cases: in the order of the tables.
         sweep: the field of `Case` on the x axis of the plot; "case" gives every case its own place.
-        extra: contestants measured beside torch.nn and seqkernels, by name.
+        extra: contestants measured beside torch.nn and seqkernels, by name. The cpu suite has none,
+            so that it takes minutes: the loop would be compiled anew for every case.
     """
 
     name: str
@@ -107,6 +108,10 @@ class Suite:
     def on(self, device: str) -> tuple[Case, ...]:
         """The cases that run on a device type, "cpu" or "cuda"."""
         return tuple(case for case in self.cases if device in case.devices)
+
+    def extra_on(self, device: str) -> tuple[str, ...]:
+        """The further contestants on a device type: all but the compiled loop need a GPU."""
+        return tuple(name for name in self.extra if device == "cuda" or name == "compile")
 
 
 def each(base: Case, **swept: Iterable) -> tuple[Case, ...]:
@@ -186,6 +191,7 @@ _SUITES = (
                 batch=(8, 64, 128),
             ),
         ),
+        extra=("compile", "flashrnn"),
     ),
     Suite(
         "standard",
@@ -230,6 +236,7 @@ _SUITES = (
                 ),
             )
         ),
+        extra=("compile",),
     ),
     Suite(
         "variable_length",
@@ -247,6 +254,7 @@ _SUITES = (
             )
             for rows in ("packed", "lengths")
         ),
+        extra=("compile",),
     ),
     Suite(
         "small_hidden",
@@ -266,6 +274,7 @@ _SUITES = (
             ),
         ),
         sweep="hidden_size",
+        extra=("compile", "flashrnn", "torchrl"),
     ),
     Suite(
         "large",
@@ -286,6 +295,7 @@ _SUITES = (
                 batch=(256, 512),
             ),
         ),
+        extra=("compile",),
     ),
     Suite(
         "odd_sizes",
@@ -299,6 +309,7 @@ _SUITES = (
             for cell in ("lstm", "gru")
             for batch, hidden in shapes
         ),
+        extra=("compile",),
     ),
     Suite(
         "inference_latency",
@@ -324,7 +335,7 @@ _SUITES = (
             ),
         ),
         sweep="hidden_size",
-        extra=("graph",),
+        extra=("compile", "graph"),
     ),
     Suite(
         "decode",
@@ -349,7 +360,7 @@ _SUITES = (
                 (1, 128, 2, 128),
             )
         ),
-        extra=("graph",),
+        extra=("compile", "graph"),
     ),
 )
 

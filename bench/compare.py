@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 from . import results
@@ -30,7 +31,10 @@ def documents(path: Path) -> list[dict]:
         ValueError: there is none, or it breaks the schema.
     """
     if path.is_file():
-        return [results.read(path)]
+        try:
+            return [results.read(path)]
+        except JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
     found = [results.read(p) for p in sorted(path.rglob("*.json")) if '"suite"' in p.read_text()]
     if not found:
         raise ValueError(f"no results in {path}")
@@ -67,8 +71,22 @@ def _times(found: list[dict], relative: bool) -> Iterator[tuple[tuple[str, ...],
                 yield key, {k: times[k] / unit for k in ("median", "p20", "p80")}
 
 
+def lost(old: list[dict], new: list[dict]) -> Iterator[str]:
+    """What had a time and now has a reason for having none: name and reason."""
+    timed = {name for name, _ in _times(old, relative=False)}
+    for document in new:
+        where = results.folder(document["device"])
+        for result in document["results"]:
+            for row in result["contestants"]:
+                key = (where, document["suite"], result["case"]["id"], result["mode"], row["name"])
+                if row["refused"] and key in timed:
+                    yield f"{' '.join(key)}: {row['refused']}"
+
+
 def report(old: Path, new: Path, regression: float, relative: bool = False) -> tuple[str, bool]:
     """A table of all changes, worst first, and whether any regressed.
+
+    A contestant that is refused now and was timed before has regressed, too.
 
     Args:
         old: result file or folder before.
@@ -79,10 +97,14 @@ def report(old: Path, new: Path, regression: float, relative: bool = False) -> t
     Raises:
         ValueError: the two have nothing in common.
     """
-    found = sorted(changes(documents(old), documents(new), relative), key=lambda c: -c.ratio)
-    if not found:
+    before, after = documents(old), documents(new)
+    found = sorted(changes(before, after, relative), key=lambda c: -c.ratio)
+    gone = list(lost(before, after))
+    if not found and not gone:
         raise ValueError("the two have no measurement in common")
     slower = [c for c in found if c.certain and c.ratio > 1 + regression]
-    lines = [f"{c.ratio:6.3f}  {'slower' if c in slower else '      '}  {c.name}" for c in found]
+    lines = [f"  lost          {name}" for name in gone]
+    lines += [f"{c.ratio:6.3f}  {'slower' if c in slower else '      '}  {c.name}" for c in found]
     summary = f"{len(found)} compared, {len(slower)} slower by more than {regression:.0%}"
-    return "\n".join(["new/old", *lines, summary]), bool(slower)
+    summary += f", {len(gone)} lost" * bool(gone)
+    return "\n".join(["new/old", *lines, summary]), bool(slower or gone)

@@ -40,6 +40,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("seqkernels benchmarks")
     group.addoption("--suite", action="append", choices=SUITES, help="default: cpu")
     group.addoption("--only", default="", help="cases whose id contains this")
+    group.addoption(
+        "--with", dest="extra", help="further contestants, by commas, instead of the suite's own"
+    )
     group.addoption("--quick", action="store_true", help="few samples")
     group.addoption("--threads", type=int, help="CPU threads")
 
@@ -60,19 +63,23 @@ def pytest_generate_tests(metafunc):
         return
     config, device = metafunc.config, _device()
     parameters = []
+    chosen = config.getoption("extra")
     for suite in (SUITES[name] for name in config.getoption("--suite") or ["cpu"]):
+        extra = suite.extra_on(device.type)
+        if chosen is not None:
+            extra = tuple(filter(None, chosen.split(",")))
         for case in suite.on(device.type):
             if config.getoption("--only") not in case.id:
                 continue
             for mode in case.modes:
-                for contestant in contestants(case, device, suite.extra):
+                for contestant in contestants(case, device, extra):
                     recorded = Recorded()
                     mark = pytest.mark.benchmark(
                         group=f"{suite.name}: {case.id} {mode}", timer=recorded.clock
                     )
                     parameters.append(
                         pytest.param(
-                            (case, mode, suite.extra),
+                            (case, mode, extra),
                             contestant.name,
                             recorded,
                             id=f"{case.id}-{mode}-{contestant.name}",

@@ -18,6 +18,8 @@ OURS = "seqkernels"
 _DECODE_BACKENDS = {"cpu": ("native",), "cuda": ("persistent", "graph")}
 # Modules of bench.peers, each with NAME, LABEL, unavailable() and build(work, mode).
 PEERS = ("flashrnn", "haste", "torchrl")
+# What may be named beside torch.nn and seqkernels.
+EXTRA = ("compile", "graph", "reference", *PEERS)
 
 
 class Refused(Exception):
@@ -61,11 +63,14 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
     Args:
         case: what they will run.
         device: where.
-        extra: of "compile", "graph" (on a GPU), "reference" and `PEERS`.
+        extra: of `EXTRA`; "graph" is left out on a CPU.
+
+    Raises:
+        ValueError: a further one is unknown.
     """
     from seqkernels.dispatch import BACKENDS
 
-    extra = tuple(extra)
+    extra = further(extra)
     if case.kind == "decode":
         return _decoders(device, extra)
     found = [Contestant(BASELINE, _torch), Contestant(OURS, _seqkernels(None))]
@@ -86,16 +91,31 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
     return found
 
 
+def further(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of further contestants.
+
+    Raises:
+        ValueError: one is not of `EXTRA`.
+    """
+    names = tuple(names)
+    unknown = [name for name in names if name not in EXTRA]
+    if unknown:
+        raise ValueError(f"unknown contestant {unknown[0]!r}; further ones: {', '.join(EXTRA)}")
+    return names
+
+
 def oracle(work: Workload, mode: str) -> Prepared:
     """The package's own reference recurrence in the dtype of the workload."""
     return _seqkernels("reference")(work, mode)
 
 
 def _decoders(device: torch.device, extra: tuple[str, ...]) -> list[Contestant]:
-    """Who decodes: loops over cells of torch.nn and seqkernels, and the fused `decode.greedy`."""
+    """Who decodes: loops over cells, compiled or not, and the fused `decode.greedy`."""
     found = [Contestant(BASELINE, _torch), Contestant(OURS, _greedy(None))]
     found += [Contestant(f"{OURS}.{name}", _greedy(name)) for name in _DECODE_BACKENDS[device.type]]
     found.append(Contestant(f"{OURS}.cells", _seqkernels(None)))
+    if "compile" in extra:
+        found.append(Contestant("torch.compile", _compiled))
     if "graph" in extra and device.type == "cuda":
         found.append(Contestant(f"{BASELINE}.graph", _graphed))
     return found
@@ -155,37 +175,9 @@ def _seqkernels(backend: str | None) -> Callable[[Workload, str], Prepared]:
 
 
 def _compiled(work: Workload, mode: str) -> Prepared:
-    """A Python loop over `torch.compile` of one reference step: what a user can write by hand."""
-    from seqkernels import reference
+    from . import compiled
 
-    case = work.case
-    if case.rows != "padded" or case.kind == "decode" or case.num_layers > 1 or case.bidirectional:
-        raise Refused("the compiled loop is measured for one padded layer in one direction")
-    model = work.model(torch.nn)
-    # Past eight shapes of one function torch would quietly run it uncompiled.
-    torch.compiler.reset()
-    step = torch.compile(reference.step, dynamic=False)
-    suffix = "" if case.kind == "cell" else "_l0"
-    layer = model.layers[0]
-
-    def forward(work: Workload):
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            getattr(layer, f"{name}{suffix}")
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        zeros = work.x.new_zeros(case.batch, case.hidden_size)
-        state = (zeros,) * (2 if case.cell == "lstm" else 1)
-        outputs = []
-        for gates_x in torch.nn.functional.linear(work.x, weight_ih, bias_ih).unbind(0):
-            state = step(case.cell, gates_x, weight_hh, bias_hh, state)
-            outputs.append(state[0])
-        if suffix:
-            state = tuple(s.unsqueeze(0) for s in state)
-        return torch.stack(outputs), state
-
-    forward.parameters = model.parameters
-    names = tuple(name for name, _ in model.named_parameters())
-    return Prepared(work.call(forward, mode), names)
+    return compiled.build(work, mode)
 
 
 def _graphed(work: Workload, mode: str) -> Prepared:

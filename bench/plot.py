@@ -35,7 +35,8 @@ _TARGET_COLOUR = "#9ca3af"
 
 _PLOT_W, _PLOT_H = 380, 150  # the axes of one panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 62  # around them
-_HEAD = 66  # title and legend
+_HEAD = 66  # title and a legend of one line
+_LINE = 18  # every further line
 
 
 @dataclass
@@ -62,22 +63,30 @@ def svg(document: dict) -> str:
     names += sorted({n for p in panels.values() for n in p.points} - set(names))
     titles = list(dict.fromkeys(key[0] for key in panels))
     width = len(modes) * (_LEFT + _PLOT_W + _RIGHT)
-    height = _HEAD + len(titles) * (_TOP + _PLOT_H + _BOTTOM)
+    height = len(titles) * (_TOP + _PLOT_H + _BOTTOM)
     device = document["device"]
     where = device["name"]
     if device["type"] == "cpu":
         where += f", {device['threads']} thread{'s' if device['threads'] > 1 else ''}"
+    heading = f"{document['suite']}: speed-up over torch.nn"
+    where += f", torch {document['versions']['torch']}"
+    # One panel wide, the two do not fit beside each other.
+    below = 0 if 8.2 * len(heading) + 6.2 * len(where) < width - _LEFT - _RIGHT else _LINE
+    legend, bottom = _legend(names, 46 + below, width)
+    head = _HEAD + bottom - 46
+    height += head
+    place = {"x": _LEFT, "y": 24 + below} if below else {"x": width - _RIGHT, "y": 24}
     body = [
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(_LEFT, 24, f"{document['suite']}: speed-up over torch.nn", size=15, weight="600"),
-        _text(width - _RIGHT, 24, f"{where}, torch {document['versions']['torch']}", anchor="end"),
-        *_legend(names),
+        _text(_LEFT, 24, heading, size=15, weight="600"),
+        _text(**place, text=where, anchor="start" if below else "end"),
+        *legend,
     ]
     for row, title in enumerate(titles):
         for column, mode in enumerate(modes):
             if (title, mode) in panels:
                 x = column * (_LEFT + _PLOT_W + _RIGHT) + _LEFT
-                y = _HEAD + row * (_TOP + _PLOT_H + _BOTTOM) + _TOP
+                y = head + row * (_TOP + _PLOT_H + _BOTTOM) + _TOP
                 body += _draw(panels[title, mode], x, y, names, lines=sweep != "case")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -190,19 +199,27 @@ def _draw(panel: _Panel, left: float, top: float, names: list[str], lines: bool)
     return out
 
 
-def _legend(names: list[str]) -> list[str]:
+def _legend(names: list[str], y: float, width: float) -> tuple[list[str], float]:
+    """The legend in as many lines as it needs, and the height of the last."""
     out, x = [], float(_LEFT)
+
+    def place(text: str, mark: float) -> float:
+        """Where the next entry begins; a mark takes so much before its text."""
+        nonlocal x, y
+        wide = mark + 12 + 6.2 * len(text)
+        if x > _LEFT and x + wide - 12 > width:
+            x, y = float(_LEFT), y + _LINE
+        x += wide
+        return x - wide
+
     for name in names:
-        out.append(_mark(x + 5, 46, name))
         text = f"{name} (as dispatched)" if name == OURS else name
-        out.append(_text(x + 14, 50, text))
-        x += 26 + 6.2 * len(text)
-    out.append(_line(x, 46, x + 18, 46, _BASE_COLOUR, width=1.5))
-    out.append(_text(x + 23, 50, BASELINE))
-    x += 40 + 6.2 * len(BASELINE)
-    out.append(_line(x, 46, x + 18, 46, _TARGET_COLOUR, 1.5, "4 3"))
-    out.append(_text(x + 23, 50, "target"))
-    return out
+        at = place(text, 14)
+        out += [_mark(at + 5, y, name), _text(at + 14, y + 4, text)]
+    for text, *style in ((BASELINE, _BASE_COLOUR, 1.5), ("target", _TARGET_COLOUR, 1.5, "4 3")):
+        at = place(text, 23)
+        out += [_line(at, y, at + 18, y, *style), _text(at + 23, y + 4, text)]
+    return out, y
 
 
 def _mark(x: float, y: float, name: str) -> str:

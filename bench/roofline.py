@@ -82,6 +82,21 @@ def cost(case: Case, mode: str) -> Cost:
     )
 
 
+def traffic(case: Case, mode: str) -> tuple[int, int]:
+    """Bytes that a schedule with the weights on chip moves without touching memory.
+
+    Returns:
+        Read on chip: the recurrent weights, once a step. Exchanged through a cluster or L2: h of
+        every step, and in the backward the gradients of its gates.
+    """
+    counted, directions = cost(case, mode), 1 + case.bidirectional
+    passes, gates = (2, 1 + case.gates) if mode == "training" else (1, 1)
+    on_chip = counted.recurrent_bytes * case.length * case.num_layers * directions * passes
+    rows = sum(case.lengths())
+    exchanged = counted.exchange_bytes // case.batch * rows * case.num_layers * directions
+    return on_chip, exchanged * gates
+
+
 def floor_seconds(case: Case, mode: str, device: str, calibration: dict) -> float:
     """The least time of a call on a machine of the given rates.
 

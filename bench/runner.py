@@ -53,7 +53,7 @@ def run_suite(
         A document of bench/schema.json.
     """
     timer = timer_for(device)
-    extra = suite.extra if extra is None else extra
+    extra = suite.extra_on(device.type) if extra is None else extra
     cases = [case for case in suite.on(device.type) if only in case.id]
     document = {
         "schema": results.SCHEMA_VERSION,

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+from .cases import Case
 from .contestants import BASELINE, OURS
+from .roofline import traffic
 from .targets import target
 
 
@@ -96,18 +98,20 @@ def full(document: dict) -> str:
     device = document["device"]["type"]
     head = ["model", "T, N, I, H", "mode", "torch.nn ms", "seqkernels ms", "p20–p80", "speed-up"]
     head += ["target", "runs", "µs a step", "GFLOP/s", "× floor", "first call ms"]
-    head += ["weights + stream MB", "peak MB, nn → ours"]
+    head += ["weights + stream MB", "on chip + exchanged MB", "peak MB, nn → ours"]
     rows = []
     for result in document["results"]:
         case, base, ours = result["case"], row_of(result, BASELINE), row_of(result, OURS)
         wanted = target(document["suite"], case, result["mode"], device)
         cells = [model_name(case), sizes(case), result["mode"], *_compared(result)]
         if ours is None:
-            rows.append([*cells[:5], "", "", _number(wanted), *[""] * 7])
+            rows.append([*cells[:5], "", "", _number(wanted), *[""] * 8])
             continue
         times = ours["time_s"]
         cells.insert(5, f"{_ms(times['p20'])}–{_ms(times['p80'])}")
         median, cost = times["median"], result["cost"]
+        known = Case(**{name: value for name, value in case.items() if name != "id"})
+        on_chip, exchanged = traffic(known, result["mode"])
         rows.append(
             [
                 *cells,
@@ -118,6 +122,7 @@ def full(document: dict) -> str:
                 f"{median / result['floor_s']:.1f}",
                 _ms(ours["first_call_s"]),
                 f"{cost['weight_bytes'] / 2**20:.1f} + {cost['stream_bytes'] / 2**20:.1f}",
+                f"{on_chip / 2**20:.1f} + {exchanged / 2**20:.1f}",
                 f"{_megabytes(base)} → {_megabytes(ours)}",
             ]
         )

@@ -67,15 +67,28 @@ class Stage:
     @property
     def file(self) -> str:
         """The stage's name as part of a file's."""
-        return self.name.replace(" ", "-")
+        return re.sub("[ :]+", "-", self.name)
 
 
-def sanitizer(tool: str) -> Stage:
-    """compute-sanitizer on the small cases."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", PYTHON]
+def sanitizer(tool: str, of: str = "", cases: str = "tests/cuda/small_cases.py") -> Stage:
+    """compute-sanitizer on small cases: the CUDA kernels', or those of other kernels."""
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", PYTHON, cases]
     # Small layers cut up, so that they exchange; every tensor an allocation that can be overrun.
     environment = {"SEQKERNELS_MAX_UNITS": "16", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Stage(tool, [*command, "tests/cuda/small_cases.py"], 100, "sanitizers", environment)
+    return Stage(f"{tool}{of}", command, 100, "sanitizers", environment)
+
+
+def triton_parts() -> dict[str, str]:
+    """Tests of Triton for pytest's -k: a process compiles on one core, about 2 s for a kernel."""
+    cells = {"lstm": "lstm", "gru": "gru and not reset_before", "reset before": "reset_before"}
+    plans = {
+        f"plans of {cell} at {hidden}": f"every_candidate and {chosen} and {hidden}"
+        for cell, chosen in cells.items()
+        for hidden in (255, 256)
+    }
+    cells |= {name: name for name in ("rnn_tanh", "rnn_relu")}
+    whole = {cell: f"{chosen} and not every_candidate" for cell, chosen in cells.items()}
+    return {**whole, **plans, "other": "not (lstm or gru or rnn)"}
 
 
 def stages(work: Path) -> list[Stage]:
@@ -86,6 +99,7 @@ def stages(work: Path) -> list[Stage]:
     persistent = [*PYTEST, ops, joined, "-k", "persistent"]
     behaviour = "tests/cuda/test_cuda_behaviour.py"
     triton = ["tests/triton/test_triton_gpu.py", "tests/triton/test_triton_options.py"]
+    triton_cases = " of Triton", "tests/triton/sanitized.py"
     wrappers = [*PYTEST, "tests/cuda/test_golden_wrappers.py"]
     bench = [PYTHON, "-m", "bench", "run", *SUITES, "--quick", "--with", "--device", "cuda"]
     bench += ["--output", str(work / "bench"), "--minutes"]
@@ -99,12 +113,17 @@ def stages(work: Path) -> list[Stage]:
         Stage("full size", [*PYTEST, full], 150, "parity"),
         Stage("parity through L2", [*persistent, full], 150, "parity", l2),
         Stage("parity in small blocks", persistent, 150, "parity", small),
-        Stage("parity of Triton", [*PYTEST, *triton], 150, "parity"),
+        *(
+            Stage(f"Triton: {name}", [*PYTEST, *triton, "-k", chosen], 150, "parity")
+            for name, chosen in triton_parts().items()
+        ),
         Stage("layers", [*PYTEST, "tests/cuda/test_cuda_layers.py"], 150, "parity"),
         Stage("behaviour", [*PYTEST, behaviour], 80, "behaviour"),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         sanitizer("synccheck"),
+        sanitizer("memcheck", *triton_cases),
+        sanitizer("racecheck", *triton_cases),
         Stage("decoding", [*PYTEST, "tests/decode/test_greedy_graph.py"], 100, "sanitizers"),
         Stage(
             "all other tests",

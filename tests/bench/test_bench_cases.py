@@ -3,6 +3,7 @@
 import pytest
 
 from bench.cases import CPU_SHAPES, DEVICES, MODES, SUITES, Case, select
+from bench.contestants import EXTRA
 
 NAMES = [
     "cells",
@@ -32,6 +33,13 @@ def test_suite(suite):
         assert set(case.modes) <= set(MODES) and set(case.devices) <= set(DEVICES)
         # TF32 and half-precision cuDNN exist on a GPU alone.
         assert "cpu" not in case.devices or case.dtype == "float32"
+
+
+def test_every_suite_but_cpu_has_the_compiled_loop():
+    for suite in SUITES.values():
+        assert set(suite.extra) <= set(EXTRA)
+        assert suite.extra_on("cuda") == suite.extra
+        assert suite.extra_on("cpu") == (() if suite.name == "cpu" else ("compile",))
 
 
 def test_cpu_suite_has_the_shapes_of_the_targets():

@@ -86,6 +86,7 @@ def test_full_table_and_reasons():
         "50.0",
         "10.0",
         "0.0 + 0.1",
+        "0.1 + 0.0",
         "1.0 → 1.0",
     ]
     assert len({row.count("|") for row in rows}) == 1
@@ -159,6 +160,28 @@ def test_plot_places_points_on_a_logarithmic_axis():
     assert half == pytest.approx(heights["0.5×"], abs=0.11)
     assert min(heights.values()) >= base
     assert plot.svg(documents.example()) == text
+
+
+@pytest.mark.parametrize("modes", [("inference",), ("inference", "training")])
+def test_titles_and_legend_stay_inside_the_plot(modes):
+    names = [OURS, "seqkernels.native", "seqkernels.onednn", "torch.compile", "torch.nn.graph"]
+    rows = [documents.contestant(name, 1e-3) for name in (BASELINE, *names)]
+    document = documents.document(*(documents.result(*rows, mode=mode) for mode in modes))
+    root = ElementTree.fromstring(plot.svg(document))
+    width, height = float(root.get("width")), float(root.get("height"))
+    taken = {}
+    for text in root.findall(".//{*}text"):
+        # Helvetica's letters are half as wide as the font is high, a little more when bold.
+        size, bold = float(text.get("font-size")), text.get("font-weight") == "600"
+        long = len(text.text or "") * size * (0.53 if bold else 0.5)
+        share = {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
+        left, y = float(text.get("x")) - share * long, float(text.get("y"))
+        assert left >= 0 and left + long <= width and y < height, text.text
+        if y < plot._HEAD + 3 * plot._LINE:
+            for other in taken.setdefault(y, []):
+                assert left >= other[1] or left + long <= other[0], text.text
+            taken[y].append((left, left + long))
+    assert {"torch.nn", "target", *names[1:]} <= {t.text for t in root.findall(".//{*}text")}
 
 
 def _repository(root: Path) -> Path:
@@ -252,3 +275,44 @@ def test_compare_says_what_is_missing(tmp_path, capsys):
     a = results.write(documents.document(suite="cpu"), tmp_path / "a")
     assert main(["compare", str(a), str(a)]) == 2
     assert "no measurement in common" in capsys.readouterr().err
+
+
+def test_compare_fails_where_a_time_was_lost(tmp_path, capsys):
+    old = results.write(documents.example(), tmp_path / "old")
+    refused = documents.example()
+    row = refused["results"][0]["contestants"][1]
+    row |= {"time_s": None, "refused": "wrong output"}
+    new = results.write(refused, tmp_path / "new")
+    assert main(["compare", str(old), str(new)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["lost", "test-cpu-9000-2t", "cpu"]
+    assert lines[1].endswith("lstm-T10-N4-I8-H16-float32 inference seqkernels: wrong output")
+    assert lines[-1] == "6 compared, 0 slower by more than 10%, 1 lost"
+    assert main(["compare", str(new), str(old)]) == 0
+    (tmp_path / "torn.json").write_text("{")
+    assert main(["compare", str(tmp_path / "torn.json"), str(old)]) == 2
+    assert "torn.json is not JSON" in capsys.readouterr().err
+
+
+def test_choices_name_what_dispatch_should_have_taken(tmp_path, capsys):
+    def case(chosen, *times, **changed):
+        rows = [documents.contestant(f"{OURS}.{name}", t) for name, t in times]
+        ours = documents.contestant(OURS, dict(times).get(chosen, 1e-3), detail=chosen)
+        return documents.result(ours, *rows, **changed)
+
+    document = documents.document(
+        case("native", ("native", 2e-3), ("onednn", 1e-3)),
+        case("native", ("native", 1e-3), ("onednn", 2e-3)),
+        # Within the spread, with one backend alone, and with two that shared the call.
+        case("native", ("native", 1.05e-3), ("onednn", 1e-3)),
+        case("native", ("native", 1e-3)),
+        case("triton, stepwise", ("triton", 1e-3), ("stepwise", 2e-3), mode="inference"),
+    )
+    path = results.write(document, tmp_path)
+    assert main(["choices", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "test-cpu-9000-2t: 3 choices among timed backends, 1 not the fastest",
+        "   2.00  took native, not onednn: cpu LSTM (10, 4, 8, 16) training",
+        "  1 × onednn before native",
+        "  COMPILED_PAIR of seqkernels/triton/estimate.py: 200.0 µs",
+    ]

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import memory, results, roofline, runner
+from bench import compiled, memory, results, roofline, runner
 from bench.__main__ import main
-from bench.cases import SUITES, Case, Suite
-from bench.contestants import BASELINE
+from bench.cases import MODES, SUITES, Case, Suite
+from bench.contestants import BASELINE, Refused
 from bench.timing import QUICK
-from seqkernels import reference
+from bench.workload import Workload
 
 CPU = torch.device("cpu")
 TINY = Case("gru", 4, 3, 5, 6)
@@ -24,6 +24,27 @@ def test_errors_of_the_command_line(capsys):
     if not torch.cuda.is_available():
         assert main(["run", "cpu", "--device", "cuda"]) == 2
         assert "there is no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("run cpu --with compiled", "unknown contestant 'compiled'; further ones: compile, graph"),
+        ("run cpu cells --only H7777", "no case there has 'H7777' in its id"),
+        ("model --layer gru --dtype tf32 SIZES", "a CPU has no TF32 products"),
+        ("run cpu --rounds 0", "--rounds: 0 is below 1"),
+        ("run cpu --threads -2", "--threads: -2 is below 1"),
+        ("model --layer gru SIZES --batch 0", "--batch: 0 is below 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(capsys, line, reason):
+    sizes = "--input-size 4 --hidden-size 4 --length 2 --batch 1"
+    arguments = [*line.replace("SIZES", sizes).split(), "--device", "cpu"]
+    try:
+        assert main(arguments) == 2
+    except SystemExit as stopped:  # of argparse
+        assert stopped.code == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_list_names_every_suite(capsys):
@@ -56,6 +77,17 @@ def test_cost_counts_products():
     assert roofline.cost(packed, "inference").flops == sum(packed.lengths()) * 2 * 64 * 24
 
 
+def test_traffic_counts_every_step():
+    case = Case("lstm", length=10, batch=4, input_size=8, hidden_size=16)
+    weights, states = 4 * 64 * 16, 4 * 4 * 16
+    assert roofline.traffic(case, "inference") == (10 * weights, 10 * states)
+    assert roofline.traffic(case, "training") == (20 * weights, 10 * states * 5)
+    deep = replace(case, num_layers=2, bidirectional=True)
+    assert roofline.traffic(deep, "inference") == (40 * weights, 40 * states)
+    packed = replace(case, rows="packed")
+    assert roofline.traffic(packed, "inference")[1] == sum(packed.lengths()) * 4 * 16
+
+
 def test_floor_of_a_gpu_is_its_exchanges():
     rates = {"flops": {"float32": 1e18, "float16": 1e18}, "bytes": 1e18}
     case = Case("lstm", 1024, 16, 512, 512, dtype="float16")
@@ -69,17 +101,36 @@ def test_floor_of_a_gpu_is_its_exchanges():
     assert on_cpu == roofline.cost(case, "inference").flops / 1e18
 
 
-@pytest.mark.parametrize("kind", ["sequence", "cell"])
-def test_compiled_loop_is_a_contestant(monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("step", "changed"),
+    [
+        ("layer_step", {}),
+        ("layer_step", {"num_layers": 2, "bidirectional": True}),
+        ("layer_step", {"rows": "packed", "bidirectional": True}),
+        ("layer_step", {"rows": "lengths", "cell": "lstm", "num_layers": 2}),
+        ("cell_step", {"kind": "cell", "cell": "lstm"}),
+        ("decode_step", {"kind": "decode", "vocabulary": 11, "num_layers": 2}),
+    ],
+)
+def test_compiled_loop_is_a_contestant(monkeypatch, step, changed):
     # Compiling takes the better part of a minute; what it is given has to be right either way.
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
-    suite = Suite("tiny", "One compiled step.", (replace(TINY, kind=kind),))
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: given.append(step) or step)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    modes = ("inference",) if step == "decode_step" else MODES
+    suite = Suite("tiny", "One compiled step.", (replace(TINY, modes=modes, **changed),))
     document = runner.run_suite(suite, CPU, QUICK, with_memory=False, extra=("compile",))
     for result in document["results"]:
         rows = {row["name"]: row for row in result["contestants"]}
         assert rows["torch.compile"]["time_s"], rows["torch.compile"]["refused"]
-    assert compiled == [reference.step] * 2
+        assert rows["torch.compile"]["error"].keys() == rows[BASELINE]["error"].keys()
+    assert given == [getattr(compiled, step)] * len(modes)
+
+
+def test_a_compiled_loop_has_no_projection():
+    case = Case("lstm", 4, 3, 5, 6, proj_size=2)
+    with pytest.raises(Refused, match="no proj_size"):
+        compiled.build(Workload(case, CPU), "inference")
 
 
 def test_peers_say_why_they_cannot_run():

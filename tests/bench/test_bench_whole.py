@@ -57,7 +57,8 @@ def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path):
     path = tmp_path / "out.json"
     only = "lstm-T50-N1-I64-H64"
     command = (
-        f"-m pytest bench -q -p no:cacheprovider --quick --suite inference_latency --only {only}"
+        "-m pytest bench -q -p no:cacheprovider --quick --suite inference_latency"
+        f" --only {only} --with="
     )
     done = subprocess.run(
         [sys.executable, *command.split(), f"--benchmark-json={path}"],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
 import registered
+import sanitized
 import torch
 import triton
 import triton.language as tl
@@ -326,6 +327,19 @@ def suite_chosen():
         with interpreter.programs_at_once():
             check(cell, replace(CASES[4], steps=2), torch.float32, None)
             check(cell, replace(CASES[7], steps=2), torch.bfloat16, None)
+
+
+def suite_small():
+    """What compute-sanitizer runs on a GPU; and a wrong result is told."""
+    names = [name for name, _ in sanitized.checks(torch.device("cpu"))]
+    for cell in sanitized.SEQUENCES:
+        exchanging = ("cooperative", "cooperative split", "cooperative split resident")
+        assert names[:5] == [f"{cell} {kind}" for kind in (*exchanging, "sliced", "stepwise")]
+        del names[:5]
+    assert sanitized.main("cpu", interpreter.programs_at_once) == 0
+    sanitized.SEQUENCES, kept = (), pointwise.forward
+    pointwise.forward = lambda *args: (kept(*args)[0] + 1, *kept(*args)[1:])
+    assert sanitized.main("cpu", interpreter.programs_at_once) == 4
 
 
 suite_opcheck = registered.opcheck

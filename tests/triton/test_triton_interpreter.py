@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent
 
 
 SUITES = ("float32", "half", "cells", "guard", "exchange", "late", "chosen", "opcheck", "compiled")
+SUITES += ("small",)
 # Suites that leave a wait out.
 RACES = ("unsynchronised", "unsynchronised_reset", "half_synchronised")
 
