@@ -58,6 +58,17 @@ def require_safetensors() -> None:
         ) from error
 
 
+def check_writable(path: Path) -> None:
+    """Raise a G2PError where `write_atomically` could not, before a training's time is spent."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise G2PError(f"{path}: there is no folder {folder}")
+    if path.is_dir():
+        raise G2PError(f"{path} is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise G2PError(f"{path}: the folder {folder} cannot be written to")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: an interruption leaves the old one.
 

@@ -16,6 +16,7 @@ import torch
 from ..seq2seq import Seq2Seq
 from .checkpoint import (
     Checkpoint,
+    check_writable,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -74,8 +75,8 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, 
         G2PError: data, checkpoint or a file to write cannot be used.
     """
     for path in (options.json, options.checkpoint, options.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise G2PError(f"{path}: there is no folder {path.absolute().parent}")
+        if path is not None:
+            check_writable(path)
     report = print if world.first else lambda *_, **__: None
     dictionary = _dictionary(options.words)
     split = _split(dictionary, options.test_words, report)

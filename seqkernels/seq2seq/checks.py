@@ -14,10 +14,12 @@ def check_tokens(name: str, tokens: Tensor, size: int, *, values: bool) -> None:
         values: also read the ids; on an accelerator this waits for it.
 
     Raises:
-        TypeError: not integers.
+        TypeError: not a tensor of integers.
         ValueError: not two dimensions, or nothing in it.
         IndexError: an id outside 0 ... size - 1.
     """
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{name}: expected a Tensor of integer ids, got {type(tokens).__name__}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise TypeError(f"{name}: expected integer ids, got {tokens.dtype}")
     if tokens.dim() != 2:
@@ -32,24 +34,25 @@ def check_tokens(name: str, tokens: Tensor, size: int, *, values: bool) -> None:
         raise IndexError(f"{name}: id {culprit} is outside the vocabulary, 0 to {size - 1}")
 
 
-def check_lengths(lengths: Tensor, steps: int, rows: int, *, values: bool) -> None:
-    """Check the lengths of a padded batch.
+def check_lengths(lengths: Tensor, steps: int, rows: int) -> None:
+    """Check the lengths of a padded batch; on an accelerator their values are not read.
 
     Args:
         lengths: steps of each row, [N].
         steps: longest length allowed.
         rows: N.
-        values: also read the lengths; on an accelerator this waits for it.
 
     Raises:
-        TypeError: not integers.
+        TypeError: not a tensor of integers.
         ValueError: wrong shape, or a length outside 1 ... steps; the message names the row.
     """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a Tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if tuple(lengths.shape) != (rows,):
         raise ValueError(f"lengths: expected shape [{rows}], got {list(lengths.shape)}")
-    if not values or torch.compiler.is_compiling():
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return
     wrong = ((lengths < 1) | (lengths > steps)).nonzero()
     if len(wrong):

@@ -92,14 +92,14 @@ class Encoder(nn.Module):
         self, source: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, States, Tensor | None]:
         """As `forward`, but always time-first, and with the lengths that were used."""
-        read = source.device.type == "cpu"
+        read = isinstance(source, Tensor) and source.is_cpu
         check_tokens("source", source, self.input_size, values=read)
         if self.batch_first:
             source = source.t()
         if lengths is None and self.padding_idx is not None:
             lengths = (source != self.padding_idx).sum(0)
         if lengths is not None:
-            check_lengths(lengths, *source.shape, values=lengths.device.type == "cpu")
+            check_lengths(lengths, *source.shape)
             lengths = lengths.to(source.device)
         if self.reverse_source:
             source = reverse_rows(source, lengths)

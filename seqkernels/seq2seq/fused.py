@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import _extension, decode
 from .decoder import Carry, Decoder
-from .layers import CELL_OPTIONS, LIBRARIES
+from .layers import CELL_OPTIONS, LIBRARIES, hooked
 
 
 def refusal(decoder: Decoder, carry: Carry) -> str | None:
@@ -20,6 +20,10 @@ def refusal(decoder: Decoder, carry: Carry) -> str | None:
         return "it scores symbols that it cannot read"
     if torch.is_autocast_enabled(device.type) or carry.states[0].dtype != dtype:
         return f"the states are {carry.states[0].dtype}, the weights {dtype}"
+    if decoder.embedding.max_norm is not None:
+        return "the embedding renormalises what it looks up"
+    if any(map(hooked, (decoder.embedding, decoder.dropout, decoder.rnn, decoder.output))):
+        return "a hook on a part of the decoder would not be called"
     if not _has_kernel(decoder.rnn.cell, device.type):
         return f"there is no fused kernel for {device.type}"
     return None

@@ -168,13 +168,13 @@ def _projects_vocabulary(
         and embedding.max_norm is None
         and not embedding.scale_grad_by_freq
         and not embedding.sparse
-        and not any(_hooked(module) for module in (embedding, dropout, layer))
+        and not any(hooked(module) for module in (embedding, dropout, layer))
         and not _transformed((weight, tokens))
     )
 
 
-def _hooked(module: nn.Module) -> bool:
-    # What somebody attached to a module's call would not see the call.
+def hooked(module: nn.Module) -> bool:
+    """Whether something is attached to a module's call, which would not see an op in its place."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -128,7 +128,11 @@ class Seq2Seq(nn.Module):
         if self.decoder.attention is None:
             raise ValueError("the decoder has no attention")
         inputs = self._time_first_target(source, target)[:-1]
-        return self.decoder.decode(inputs, *self.encode(source, lengths))[2]
+        carry, memory = self.encode(source, lengths)
+        if len(inputs) == 0:
+            rows, steps, _ = memory.values.shape
+            return memory.values.new_zeros(rows, 0, steps)
+        return self.decoder.decode(inputs, carry, memory)[2]
 
     def generate(
         self,
@@ -157,18 +161,21 @@ class Seq2Seq(nn.Module):
                 ((5 + length) / 6) ** alpha. 0 compares log-probabilities.
             num_return_sequences: targets of each source, best first, R; at most the beam's size.
             fused: run all steps of the greedy search in one op. By default where that can run,
-                which takes a decoder without attention; the tokens are those of the step loop.
+                which takes a decoder without attention and without hooks; the tokens are those of
+                the step loop.
 
         Returns:
             A `Generation`; the R targets of a source stand side by side in its N*R rows.
 
         Raises:
             ValueError: an unknown strategy or a number out of range, or one of `forward`'s reasons.
-            IndexError: a symbol outside the vocabulary.
+            IndexError: a symbol outside the vocabulary, bos_idx and eos_idx included.
             RuntimeError: the fused op was asked for and cannot run; the message says why.
         """
         if self.bos_idx is None or self.eos_idx is None:
             raise ValueError("generate needs bos_idx and eos_idx; pass them to Seq2Seq")
+        self._check_special("bos_idx", self.bos_idx, self.decoder.input_size)
+        self._check_special("eos_idx", self.eos_idx, self.decoder.output_size)
         if strategy not in STRATEGIES:
             raise ValueError(
                 f"unknown strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}"
@@ -189,7 +196,8 @@ class Seq2Seq(nn.Module):
         if max_length < 1:
             raise ValueError(f"max_length: expected at least 1, got {max_length}")
         task = search.Task(self.decoder, self.bos_idx, self.eos_idx, max_length, length_penalty)
-        training = self.training
+        # Parts of a model may be in different modes, such as a frozen encoder in evaluation.
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             with torch.no_grad():
@@ -199,12 +207,17 @@ class Seq2Seq(nn.Module):
                 else:
                     found = search.beam(task, carry, memory, beam_size, num_return_sequences)
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
         return found._replace(tokens=found.tokens.t()) if self.batch_first else found
+
+    def _check_special(self, name: str, symbol: int, size: int) -> None:
+        if not 0 <= symbol < size:
+            raise IndexError(f"{name}: id {symbol} is outside the vocabulary, 0 to {size - 1}")
 
     def _time_first_target(self, source: Tensor, target: Tensor) -> Tensor:
         check_tokens("source", source, self.encoder.input_size, values=False)
-        read = target.device.type == "cpu"
+        read = isinstance(target, Tensor) and target.is_cpu
         check_tokens("target", target, self.decoder.input_size, values=read)
         rows = 0 if self.batch_first else 1
         if source.shape[rows] != target.shape[rows]:

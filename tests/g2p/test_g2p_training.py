@@ -271,6 +271,8 @@ def test_a_list_of_test_words(tmp_path, capsys, whole):
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--backend", "persistent"], "backend 'persistent' cannot run this call"),
         (["--json", "/no/such/folder/x.json"], "there is no folder"),
+        (["--json", "/"], "/ is a folder; name a file"),
+        (["--plot", "/proc/self/x.svg"], "cannot be written to"),
         (["--test-words", "/no/such/file"], "cannot be read"),
         (["--words", "2"], "too few"),
         (["--resume", "--checkpoint", "no-such.safetensors"], "there is no checkpoint"),

@@ -98,7 +98,7 @@ def test_the_fused_search_is_the_step_loop(cell, layers, dtype):
     assert torch.equal(fused.lengths, loop.lengths)
     torch.testing.assert_close(fused.scores.float(), loop.scores, rtol=1e-5, atol=1e-5)
     calls = []
-    model.decoder.rnn.register_forward_hook(lambda *_: calls.append(1))
+    model.decoder.decode = lambda *_: calls.append(1)
     assert torch.equal(model.generate(source).tokens, loop.tokens)
     assert not calls
 
@@ -233,3 +233,42 @@ def test_bad_sources_are_refused():
     model.bos_idx = None
     with pytest.raises(ValueError, match="bos_idx"):
         model.generate(source)
+
+
+@pytest.mark.parametrize("attention", [None, "general"])
+@pytest.mark.parametrize("name", ["bos_idx", "eos_idx"])
+@pytest.mark.parametrize("symbol", [-1, 9])
+def test_special_symbols_outside_the_vocabulary_are_refused(attention, name, symbol):
+    model = small_model(attention=attention)
+    setattr(model, name, symbol)
+    with pytest.raises(IndexError, match=f"{name}: id {symbol} is outside the vocabulary, 0 to 8"):
+        model.generate(random_batch()[0])
+
+
+def test_generate_gives_every_part_its_own_mode_back():
+    model = small_model().train()
+    model.encoder.eval()
+    before = [module.training for module in model.modules()]
+    model.generate(random_batch()[0])
+    assert [module.training for module in model.modules()] == before
+    assert set(before) == {True, False}
+
+
+def test_one_op_does_not_replace_a_decoder_with_a_hook():
+    model = small_model()
+    source, _, _ = random_batch()
+    model.decoder.output.register_forward_hook(lambda module, inputs, output: output.neg())
+    stepwise = model.generate(source, max_length=8, fused=False)
+    assert torch.equal(model.generate(source, max_length=8).tokens, stepwise.tokens)
+    with pytest.raises(RuntimeError, match="hook"):
+        model.generate(source, fused=True)
+
+
+def test_one_op_does_not_replace_an_embedding_that_renormalises():
+    model = small_model()
+    source, _, _ = random_batch()
+    model.decoder.embedding.max_norm = 0.1
+    with pytest.raises(RuntimeError, match="renormalises"):
+        model.generate(source, fused=True)
+    scores = model.generate(source, max_length=8).scores
+    assert torch.equal(model.generate(source, max_length=8, fused=False).scores, scores)

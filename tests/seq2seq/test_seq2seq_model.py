@@ -277,3 +277,22 @@ def test_a_target_of_the_start_symbol_alone_scores_nothing():
     model = small_model()
     source, _, _ = random_batch()
     assert not model(source, torch.full((1, source.shape[1]), BOS)).any()
+
+
+def test_attention_weights_of_a_start_symbol_alone_are_empty():
+    source, target, _ = random_batch()
+    weights = small_model(attention="general").attention_weights(source, target[:1])
+    assert weights.shape == (source.shape[1], 0, source.shape[0])
+
+
+def test_what_is_not_a_tensor_is_refused():
+    model = small_model()
+    source, target, lengths = random_batch()
+    with pytest.raises(TypeError, match="source: expected a Tensor of integer ids, got list"):
+        model(source.tolist(), target)
+    with pytest.raises(TypeError, match="target: expected a Tensor of integer ids, got list"):
+        model(source, target.tolist())
+    with pytest.raises(TypeError, match="lengths: expected a Tensor of integers, got list"):
+        model(source, target, lengths=lengths.tolist())
+    with pytest.raises(TypeError, match="source: expected a Tensor of integer ids, got list"):
+        model.generate(source.tolist())
