@@ -121,6 +121,8 @@ def write_ninja(path, output, torch_dir, cuda):
     cxx = os.environ.get("CXX", "g++")
     includes = [f"-I{ROOT / 'csrc'}"]
     host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    # torch's checks put the source's name into their messages: without the folder it was built in.
+    host += [f"-fmacro-prefix-map={ROOT}/="]
     host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
     host += [f"-isystem {sysconfig.get_paths()['include']}"]

@@ -40,10 +40,10 @@ class Checkpoint(NamedTuple):
         Raises:
             G2PError: the weights are not those of the configuration.
         """
-        model = build_model(self.config, self.symbols, library)
         try:
+            model = build_model(self.config, self.symbols, library)
             model.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise G2PError(f"the checkpoint does not fit its own configuration: {error}") from error
         return model
 
@@ -153,13 +153,29 @@ def optimizer_tensors(
 def restore_optimizer(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Undo `optimizer_tensors`."""
-    for name, parameter in model.named_parameters():
-        for key, value in tensors.items():
-            owner, _, kind = key.rpartition(".")
-            if owner == name:
-                place = "cpu" if kind == "step" else parameter.device
-                optimizer.state[parameter][kind] = value.to(place)
+    """Undo `optimizer_tensors`.
+
+    Raises:
+        G2PError: the tensors are not a whole state of Adam for this model.
+    """
+    parameters = dict(model.named_parameters())
+    expected = {
+        f"{name}.{kind}": torch.Size() if kind == "step" else parameter.shape
+        for name, parameter in parameters.items()
+        for kind in ("step", "exp_avg", "exp_avg_sq")
+    }
+    for key in sorted(expected.keys() ^ tensors.keys()):
+        state = "missing" if key in expected else "of no parameter"
+        raise G2PError(f"the checkpoint's optimiser state is damaged: {key} is {state}")
+    for key, value in tensors.items():
+        if value.shape != expected[key]:
+            raise G2PError(
+                f"the checkpoint's optimiser state is damaged: {key} is {list(value.shape)}, "
+                f"expected {list(expected[key])}"
+            )
+        name, _, kind = key.rpartition(".")
+        place = "cpu" if kind == "step" else parameters[name].device
+        optimizer.state[parameters[name]][kind] = value.to(place)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -190,10 +190,14 @@ def _trainer(
             f"{options.checkpoint} was trained with other test words; give the same --test-words "
             "and --words"
         )
-    recipe = replace(recipe, seed=state.pop("seed"))
+    try:
+        recipe = replace(recipe, seed=state.pop("seed"))
+        progress = Progress(**state)
+    except (KeyError, TypeError) as error:
+        raise G2PError(f"{options.checkpoint}: its progress is damaged: {error!r}") from error
     model = checkpoint.build(options.library).to(device)
     batches = PairBatches(dictionary, split.train, checkpoint.symbols, recipe.batch_size)
-    trainer = Trainer(model, batches, recipe, world, Progress(**state))
+    trainer = Trainer(model, batches, recipe, world, progress)
     restore_optimizer(model, trainer.optimizer, checkpoint.optimizer)
     report(f"continues {options.checkpoint} at {trainer.progress.seconds / 60:.1f} minutes")
     return trainer, checkpoint.symbols, checkpoint.config

@@ -219,6 +219,51 @@ def test_checkpoints_that_are_none_are_refused(tmp_path, dictionary, capsys):
         load_checkpoint(path)
 
 
+def whole_checkpoint(tmp_path):
+    """A checkpoint of a short run, with its options to continue."""
+    options = replace(QUICK, checkpoint=tmp_path / "model.safetensors")
+    run(options, CPU, World())
+    return load_checkpoint(options.checkpoint), replace(options, resume=True, minutes=1.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c._replace(config=replace(c.config, cell="foo")), "unknown cell 'foo'"),
+        (lambda c: c._replace(config=replace(c.config, hidden="x")), "its own configuration"),
+        (lambda c: c._replace(progress=c.progress | {"speed": 1}), "its progress is damaged"),
+        (
+            lambda c: c._replace(progress={k: v for k, v in c.progress.items() if k != "seed"}),
+            "its progress is damaged: KeyError",
+        ),
+        (lambda c: c._replace(optimizer={}), "optimiser state is damaged: .* is missing"),
+        (
+            lambda c: c._replace(
+                optimizer={k: v for k, v in c.optimizer.items() if not k.endswith("exp_avg_sq")}
+            ),
+            "exp_avg_sq is missing",
+        ),
+        (
+            lambda c: c._replace(optimizer=c.optimizer | {"nobody.step": torch.zeros(())}),
+            "nobody.step is of no parameter",
+        ),
+        (
+            lambda c: c._replace(
+                optimizer={
+                    k: v[:1] if k.endswith("weight.exp_avg") else v for k, v in c.optimizer.items()
+                }
+            ),
+            r"exp_avg is \[1, ",
+        ),
+    ],
+)
+def test_damage_inside_a_checkpoint_is_named(tmp_path, damage, message):
+    checkpoint, options = whole_checkpoint(tmp_path)
+    save_checkpoint(options.checkpoint, damage(checkpoint))
+    with pytest.raises(G2PError, match=message):
+        run(options, CPU, World())
+
+
 def test_words_that_cannot_be_said_are_named(tmp_path, dictionary, capsys):
     trainer, symbols, config = make_trainer(dictionary)
     path = tmp_path / "model.safetensors"
