@@ -373,7 +373,8 @@ def explain_call(call: Call, name: str | None = None) -> str:
             if call.apart is not None:
                 lines.insert(0, f"a launch of its own: {call.apart}")
             if call.backward_apart is not None:
-                lines.insert(0, f"a launch for each layer {call.backward_apart}")
+                reason = call.backward_apart.removeprefix("in the backward, ")
+                lines.insert(0, f"a launch for each layer in the backward: {reason}")
             break
         if not backend.devices or call.device.type in backend.devices:
             lines.append(f"not {backend.name}: {reason}")
