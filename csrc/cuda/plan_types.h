@@ -35,11 +35,13 @@ constexpr int kMaxPhases = 2;
 // rest.
 constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
 constexpr int kFloat32RegisterTiles = 10, kFloat32TwoPhaseRegisterTiles = 5;
-SK_INLINE constexpr int register_tiles(Math math, int phases, bool) {
-  if (math == Math::kFloat32) {
-    return phases == 1 ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
-  }
-  return phases == 1 ? kRegisterTiles : kTwoPhaseRegisterTiles;
+// The backward of stacked layers has two products in flight, and sm_80 fewer registers to spare.
+constexpr int kStackedRegisterTiles = 22, kStackedTwoPhaseRegisterTiles = 10;
+SK_INLINE constexpr int register_tiles(Math math, int phases, bool stacked_backward) {
+  const bool one = phases == 1;
+  if (math == Math::kFloat32) return one ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
+  if (stacked_backward) return one ? kStackedRegisterTiles : kStackedTwoPhaseRegisterTiles;
+  return one ? kRegisterTiles : kTwoPhaseRegisterTiles;
 }
 // Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
 constexpr int kWordBytes = 16, kWordData = 12;
