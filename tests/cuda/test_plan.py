@@ -130,7 +130,7 @@ def test_what_does_not_share_a_launch_says_why():
     assert not reason(False, 16, 256, layers=4)
     assert not reason(True, 16, 1024, directions=2)
     assert not reason(True, 16, 256, layers=4)
-    assert "weights of all layers do not fit on chip" in reason(True, 16, 1024, layers=2)
+    assert "would not all be resident on 132" in reason(True, 16, 1024, layers=2)
     with pytest.raises(ValueError, match="two directions"):
         plan("lstm", "float16", False, 16, 256, directions=2, layers=2)
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import seqkernels
 from seqkernels import _extension, dispatch
 from seqkernels.cells import CELLS
+from seqkernels.ops import get
 
 OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
 OPS += ("directions_persistent_backward", "layers_persistent", "layers_persistent_backward")
@@ -246,3 +247,46 @@ def test_dropout_between_layers_takes_a_launch_each(persistent_on_the_cpu):
     persistent_on_the_cpu.clear()
     layer.eval()(x)
     assert forwards(persistent_on_the_cpu) == ["layers"]
+
+
+@pytest.mark.parametrize("parts", ["directions", "layers", "layers, backward apart"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_opcheck_of_the_joined_op(cell, parts):
+    """Schema, fakes, autograd and a trace with dynamic shapes of `<cell>_joined`."""
+    gates, states = CELLS[cell].gates, CELLS[cell].states
+
+    def random(*shape):
+        return torch.randn(shape).mul(0.3).requires_grad_()
+
+    stacked = parts != "directions"
+    weights = (
+        [random(gates * 24, 5), random(gates * 24, 24 if stacked else 5)],
+        [random(gates * 24, 24) for _ in range(2)],
+        *([random(gates * 24) for _ in range(2)] for _ in range(2)),
+    )
+    state = [random(2, 3, 24), random(2, 3, 24) if states == 2 else None]
+    rest = None, None, None, stacked, True, "_persistent", parts.endswith("apart")
+    torch.library.opcheck(get(f"{cell}_joined"), (random(4, 3, 5), *weights, *state, *rest))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+@pytest.mark.parametrize("parts", ["directions", "layers"])
+def test_opcheck_of_the_kernels(parts, cell):
+    """The forward and backward ops of a joined launch, which have no derivative of their own."""
+    gates, two = CELLS[cell].gates, CELLS[cell].states == 2
+    side = 2 if parts == "directions" else 1
+    weight_hh = [torch.randn(gates * 24, 24) * 0.2 for _ in range(2)]
+    bias_hh = [torch.randn(gates * 24) for _ in range(2)]
+    weights, biases = [weight_hh], [bias_hh]
+    if parts == "layers":
+        weights, biases = [weight_hh[1:], weight_hh], [bias_hh[1:], bias_hh]
+    state = torch.randn(2, 3, 24), torch.randn(2, 3, 24) if two else None
+    layout = torch.tensor([2, 4, 1]), None, None
+    forward, backward = (get(f"{cell}_{parts}_persistent{end}") for end in ("", "_backward"))
+    given = torch.randn(4, 3, side * gates * 24), *weights, *biases, *state, *layout, True
+    torch.library.opcheck(forward, given)
+    output, h_n, c_n, c_sequence, saved = forward(*given)
+    grad = torch.randn(4, 3, side * 24)
+    grads = grad, h_n, c_n if two else None, grad if two else None
+    results = output, c_sequence, saved
+    torch.library.opcheck(backward, (*grads, *weights, *state, *results, *layout))
