@@ -157,8 +157,7 @@ STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
   m.impl(#name "_directions_persistent_backward",                                                \
          TORCH_BOX((&Ops<Type, Cell::k##Type>::directions_grad)));                               \
   m.impl(#name "_layers_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers)));            \
-  m.impl(#name "_layers_persistent_backward",                                                    \
-         TORCH_BOX((&Ops<Type, Cell::k##Type>::layers_grad)));
+  m.impl(#name "_layers_persistent_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers_grad)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 #define SK_IMPL(Type, name)                                            \

@@ -35,10 +35,14 @@ constexpr int kMaxPhases = 2;
 // rest.
 constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
 constexpr int kFloat32RegisterTiles = 10, kFloat32TwoPhaseRegisterTiles = 5;
-// The backward of stacked layers has two products in flight, and sm_80 fewer registers to spare.
+// The backward of stacked layers has another product beside these.
 constexpr int kStackedRegisterTiles = 22, kStackedTwoPhaseRegisterTiles = 10;
+constexpr int kStackedFloat32RegisterTiles = 7, kStackedFloat32TwoPhaseRegisterTiles = 4;
 SK_INLINE constexpr int register_tiles(Math math, int phases, bool stacked_backward) {
   const bool one = phases == 1;
+  if (math == Math::kFloat32 && stacked_backward) {
+    return one ? kStackedFloat32RegisterTiles : kStackedFloat32TwoPhaseRegisterTiles;
+  }
   if (math == Math::kFloat32) return one ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
   if (stacked_backward) return one ? kStackedRegisterTiles : kStackedTwoPhaseRegisterTiles;
   return one ? kRegisterTiles : kTwoPhaseRegisterTiles;

@@ -90,8 +90,8 @@ SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int part, int t, int row) 
 }
 
 // Chunk `chunk` of row `row` of the product's weights. Forward: row is a gate of an own unit, k a
-// unit of the group. Backward: row is an own unit, k runs over runs of `span` units, their gates and
-// their units; a run is a block, or in the feed of a stacked layer the whole group.
+// unit of the group. Backward: row is an own unit, k runs over runs of `span` units, their gates
+// and their units; a run is a block, or in the feed of a stacked layer the whole group.
 template <typename M, bool kBackward>
 SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, const void* weight,
                              int first_unit, int row, int chunk) {

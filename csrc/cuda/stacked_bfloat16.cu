@@ -1,5 +1,6 @@
-// The backward of stacked layers in one launch, for every cell, bfloat16: persistent_bfloat16.cu has the
-// forward, and says how a layer is cut up; stack.h says how the layers wait for one another.
+// The backward of stacked layers in one launch, for every cell, bfloat16: persistent_bfloat16.cu
+// has the forward, and says how a layer is cut up; stack.h says how the layers wait for one
+// another.
 #include "backward.h"
 
 namespace seqkernels {

@@ -1,5 +1,6 @@
-// The backward of stacked layers in one launch, for every cell, strict float32: persistent_float32.cu has the
-// forward, and says how a layer is cut up; stack.h says how the layers wait for one another.
+// The backward of stacked layers in one launch, for every cell, strict float32:
+// persistent_float32.cu has the forward, and says how a layer is cut up; stack.h says how the
+// layers wait for one another.
 #include "backward.h"
 
 namespace seqkernels {

@@ -192,7 +192,8 @@ struct Layout {
     if (stacked) sizes.insert(sizes.begin(), parts);
     return sizes;
   }
-  // The same for what one layer alone takes: the first its input, the last gradients of its outputs.
+  // The same for what one layer alone takes: the first its input, the last gradients of its
+  // outputs.
   std::vector<int64_t> input_shape(int64_t columns) const {
     if (!stacked && parts > 0) columns *= parts;
     if (packed()) return {offsets[steps], columns};
@@ -237,10 +238,9 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
       l.offsets.push_back(l.offsets.back() + n);
     }
     STD_TORCH_CHECK(l.steps > 0, "seqkernels::", op, ": batch_sizes is empty");
-    STD_TORCH_CHECK(
-        sequence.dim() == steps_at + 2 && sequence.size(steps_at) == l.offsets.back(),
-        "seqkernels::", op, ": expected packed input of ", l.offsets.back(), " rows, got ",
-        shape(sequence));
+    STD_TORCH_CHECK(sequence.dim() == steps_at + 2 && sequence.size(steps_at) == l.offsets.back(),
+                    "seqkernels::", op, ": expected packed input of ", l.offsets.back(),
+                    " rows, got ", shape(sequence));
   } else {
     STD_TORCH_CHECK(sequence.dim() == steps_at + 3 && sequence.size(steps_at + 1) == l.batch,
                     "seqkernels::", op, ": expected input of shape [T, ", l.batch, ", .], got ",

@@ -25,7 +25,7 @@ HIDDEN = (1, 5, 32, 100, 128, 200, 256, 384, 512, 650, 768, 1000, 1024, 1536, 20
 BATCH = (1, 2, 7, 8, 13, 16, 32, 64, 100, 128, 256, 1000)
 # plan.h
 TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, ((24, 11), (10, 5))
-STACKED_TILES = ((22, 10), (10, 5))  # of the backward of stacked layers
+STACKED_TILES = ((22, 10), (7, 4))  # of the backward of stacked layers
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)

@@ -27,19 +27,19 @@ int prepare(SequenceArgs* a, bool backward, const Sizes& s) {
 
 }  // namespace
 
-#define SK_COMMON                                                                          \
-  int batch, int hidden, int steps, int processors, int shared, int cluster, int units,    \
-      const void *hh_0, const void *hh_1, const void *hh_2, const void *ih_1,              \
-      const void *ih_2, const void *h_0, const void *c_0, const int64_t *lengths,          \
-      const int64_t *order, void *exchange
-#define SK_SET(backward)                                                                   \
-  SequenceArgs a;                                                                          \
-  if (const int error = prepare(                                                           \
-          &a, backward, {batch, hidden, steps, processors, shared, cluster, units})) {     \
-    return error;                                                                          \
-  }                                                                                        \
-  a.weight_hh[0] = hh_0, a.weight_hh[1] = hh_1, a.weight_hh[2] = hh_2;                     \
-  a.weight_ih[1] = ih_1, a.weight_ih[2] = ih_2, a.h_0 = h_0, a.c_0 = c_0;                  \
+#define SK_COMMON                                                                               \
+  int batch, int hidden, int steps, int processors, int shared, int cluster, int units,         \
+      const void *hh_0, const void *hh_1, const void *hh_2, const void *ih_1, const void *ih_2, \
+      const void *h_0, const void *c_0, const int64_t *lengths, const int64_t *order,           \
+      void *exchange
+#define SK_SET(backward)                                                                       \
+  SequenceArgs a;                                                                              \
+  if (const int error =                                                                        \
+          prepare(&a, backward, {batch, hidden, steps, processors, shared, cluster, units})) { \
+    return error;                                                                              \
+  }                                                                                            \
+  a.weight_hh[0] = hh_0, a.weight_hh[1] = hh_1, a.weight_hh[2] = hh_2;                         \
+  a.weight_ih[1] = ih_1, a.weight_ih[2] = ih_2, a.h_0 = h_0, a.c_0 = c_0;                      \
   a.lengths = lengths, a.order = order, a.exchange = exchange
 
 extern "C" int test_layers_forward(SK_COMMON, const void* gates_x, void* output, void* h_n,
