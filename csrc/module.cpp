@@ -47,8 +47,8 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
               int directions, int layers) {
   PlanRequest request{cell_named(cell), math_named(math), backward,    batch,    hidden,
                       processors,       shared_per_block, max_cluster, max_units};
-  if (directions < 1 || directions > 2 || (layers > 1 && (directions > 1 || backward))) {
-    throw py::value_error("a launch holds two directions or, forward, several layers");
+  if (directions < 1 || directions > 2 || (layers > 1 && directions > 1)) {
+    throw py::value_error("a launch holds two directions or several layers");
   }
   request.parts = std::max(directions, layers);
   request.stacked = layers > 1;
@@ -72,7 +72,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
   result["pieces"] = p.pieces;
   py::list phases;
   for (int i = 0; i < p.phases + p.stacked; ++i) {
-    const Phase& f = i < p.phases ? p.phase[i] : p.below;
+    const Phase& f = i < p.phases ? p.phase[i] : p.feed;
     py::dict phase;
     phase["row_tiles"] = f.row_tiles;
     phase["k_splits"] = f.k_splits;
@@ -81,6 +81,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
     phase["streamed"] = f.streamed;
     phase["rows"] = f.row_gates * p.units;
     phase["in_width"] = f.in_width;
+    phase["pieces"] = f.pieces;
     phases.append(phase);
   }
   result["phases"] = phases;
@@ -88,9 +89,11 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
 }
 
 #ifdef SK_WITH_CUDA
-// Why the persistent kernels cannot run a call on the current device, or None.
+// Why the persistent kernels cannot run a call on the current device, or None. The backward of
+// stacked layers may share a launch as well, or have one for each.
 py::object persistent_refusal(const std::string& cell, const std::string& dtype, int64_t batch,
-                              int64_t hidden, bool training, int directions, int layers) {
+                              int64_t hidden, bool training, int directions, int layers,
+                              bool backward_apart) {
   static DeviceFacts facts;
   if (facts.major == 0) {
     const int error = query_device(&facts);
@@ -108,16 +111,17 @@ py::object persistent_refusal(const std::string& cell, const std::string& dtype,
   request.max_units = facts.max_units;
   std::copy_n(facts.clusters, 4, request.clusters);
   // Plans take tens of microseconds, and every call of a layer asks.
-  using Question = std::tuple<Cell, Math, int64_t, int64_t, bool, int, int>;
+  using Question = std::tuple<Cell, Math, int64_t, int64_t, bool, int, int, bool>;
   static std::map<Question, std::string> answers;
   if (answers.size() > 1000) answers.clear();
-  const Question question{request.cell, request.math, batch, hidden, training, directions, layers};
+  const Question question{request.cell, request.math, batch,  hidden,
+                          training,     directions,   layers, backward_apart};
   const auto [answer, fresh] = answers.try_emplace(question);
   for (int backward = 0; fresh && backward <= (training ? 1 : 0); ++backward) {
     request.backward = backward != 0;
-    // The backward of stacked layers has a launch for each.
-    request.stacked = layers > 1 && !backward;
-    request.parts = layers > 1 && backward ? 1 : std::max(directions, layers);
+    const bool apart = layers > 1 && backward && backward_apart;
+    request.stacked = layers > 1 && !apart;
+    request.parts = apart ? 1 : std::max(directions, layers);
     const std::string refusal = make_joint_plan(request).refusal;
     if (refusal.empty()) continue;
     answer->second = (backward ? "in the backward, " : "") + refusal;
@@ -137,7 +141,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("persistent_refusal", &persistent_refusal,
         "Why the persistent kernels cannot run a call on this device, or None.", py::arg("cell"),
         py::arg("dtype"), py::arg("batch"), py::arg("hidden_size"), py::arg("training") = false,
-        py::arg("directions") = 1, py::arg("layers") = 1);
+        py::arg("directions") = 1, py::arg("layers") = 1, py::arg("backward_apart") = false);
 #else
   m.attr("with_cuda") = false;
 #endif

@@ -24,6 +24,7 @@
 // Layers, each fed by the one below, lie one after another; all but the first project their input
 // themselves, with weight_ih [G*H, H] and bias_ih:
 //   gates_x [T, N, G*H] of the first, output, c_sequence [L, T, N, H], saved [L, T, N, K*H]
+// Their backward is given gradients of the last layer's sequences, [T, N, H], and of all states.
 #include <torch/csrc/stable/library.h>
 
 #include "cells.h"
@@ -54,6 +55,11 @@
   "(Tensor gates_x, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, " \
   "Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "  \
   "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
+#define SK_LAYERS_BACKWARD                                                                    \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "       \
+  "Tensor[] weight_ih, Tensor[] weight_hh, Tensor h_0, Tensor? c_0, Tensor output, "          \
+  "Tensor c_sequence, Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> " \
+  "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 // One step, pointwise: gates_x, gates_h [N, G*H], state [N, H]. Here grad_gates_h is whole for gru.
 #define SK_CELL                                                          \
   "(Tensor gates_x, Tensor gates_h, Tensor h, Tensor? c, bool save) -> " \
@@ -76,7 +82,8 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
   m.def(#name "_sequence_persistent_backward" SK_SEQUENCE_BACKWARD);     \
   m.def(#name "_directions_persistent" SK_DIRECTIONS);                   \
   m.def(#name "_directions_persistent_backward" SK_DIRECTIONS_BACKWARD); \
-  m.def(#name "_layers_persistent" SK_LAYERS);
+  m.def(#name "_layers_persistent" SK_LAYERS);                           \
+  m.def(#name "_layers_persistent_backward" SK_LAYERS_BACKWARD);
   SK_FOR_EACH_CELL(SK_DEFINE)
 #undef SK_DEFINE
   m.def("rows_product(Tensor[] grads, Tensor[] x) -> Tensor");

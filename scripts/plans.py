@@ -57,9 +57,9 @@ def shapes() -> str:
             name += f", {parts['layers']} layers"
         sizes = (batch, hidden)
         forward = describe(cell, math, False, *sizes, **parts)
-        backward = "a launch each"
-        if "layers" not in parts:
-            backward = describe(cell, math, True, *sizes, **parts)
+        backward = describe(cell, math, True, *sizes, **parts)
+        if "layers" in parts and backward == "none":
+            backward = "a launch each"
         lines.append(f"| {name} | {batch}, {hidden} | {forward} | {backward} |")
     return "\n".join(lines)
 
@@ -79,13 +79,14 @@ def largest(cell: str, math: str, batch: int, training: bool, **parts) -> int:
 def capacity() -> str:
     """The largest hidden sizes that have plans."""
     lines = [
-        "| | forward, N = 16 | training | forward, N = 64 | training | 2 layers forward, N = 16 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | forward, N = 16 | training | forward, N = 64 | training "
+        "| 2 layers forward, N = 16 | 2 layers training |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh"):
         for math, title in MATHS.items():
             sizes = [largest(cell, math, n, t) for n in (16, 64) for t in (False, True)]
-            sizes.append(largest(cell, math, 16, False, layers=2))
+            sizes += [largest(cell, math, 16, t, layers=2) for t in (False, True)]
             lines.append(f"| {cell}, {title} | {' | '.join(map(str, sizes))} |")
     return "\n".join(lines)
 

@@ -33,6 +33,7 @@ class Call(NamedTuple):
         directions: 2 where both directions of a layer are to share a launch.
         layers: more than 1 where layers that feed one another are to share a launch.
         apart: why this layer or direction does not share a launch with others, if it might have.
+        backward_apart: why the backward of layers that share a launch has one for each, if so.
     """
 
     cell: str
@@ -53,6 +54,19 @@ class Call(NamedTuple):
     directions: int = 1
     layers: int = 1
     apart: str | None = None
+    backward_apart: str | None = None
+
+
+class Joined(NamedTuple):
+    """What runs several directions or layers in one launch.
+
+    Attributes:
+        backend: it has ops for them.
+        backward_apart: why the backward has a launch for each, or None where it shares one, too.
+    """
+
+    backend: "Backend"
+    backward_apart: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +172,7 @@ def _persistent(call: Call) -> str | None:
         call.training,
         call.directions,
         call.layers,
+        call.backward_apart is not None,
     )
 
 
@@ -270,11 +285,11 @@ def may_join(device: torch.device) -> bool:
     return any(b.joins and device.type in b.devices for b in BACKENDS)
 
 
-def join(call: Call, name: str | None = None) -> Backend | str:
-    """The backend that runs the directions or layers of `call` in one launch, or why none does.
+def join(call: Call, name: str | None = None) -> Joined | str:
+    """What runs the directions or layers of `call` in one launch, or why nothing does.
 
     They share a launch where the backend that would run each of them alone can also run them
-    together.
+    together. The backward of layers may take a launch for each where the forward shares one.
 
     Raises:
         ValueError, RuntimeError: as `choose` for one of them alone.
@@ -284,11 +299,14 @@ def join(call: Call, name: str | None = None) -> Backend | str:
     if not backend.joins:
         return f"{backend.name} has no launch for more than one"
     reason = refusal(backend, call)
+    if reason is not None and call.training and call.layers > 1:
+        call = call._replace(backward_apart=reason)
+        reason = refusal(backend, call)
     if reason is not None:
         return reason
     if _record is not None:
         _record.append((call, backend.name))
-    return backend
+    return Joined(backend, call.backward_apart)
 
 
 def _choose(call: Call, name: str | None) -> Backend:
@@ -354,6 +372,9 @@ def explain_call(call: Call, name: str | None = None) -> str:
             lines.append(f"{backend.name}: {backend.summary}")
             if call.apart is not None:
                 lines.insert(0, f"a launch of its own: {call.apart}")
+            if call.backward_apart is not None:
+                reason = call.backward_apart.removeprefix("in the backward, ")
+                lines.insert(0, f"a launch for each layer in the backward: {reason}")
             break
         if not backend.devices or call.device.type in backend.devices:
             lines.append(f"not {backend.name}: {reason}")

@@ -22,7 +22,8 @@ def _describe(call: dispatch.Call) -> str:
     if call.directions > 1:
         options.append("both directions in one launch")
     if call.layers > 1:
-        options.append(f"{call.layers} layers in one launch")
+        shared = ", forward and backward" if call.training and call.backward_apart is None else ""
+        options.append(f"{call.layers} layers in one launch{shared}")
     dtype = str(call.dtype).removeprefix("torch.")
     sizes = f"T={call.steps} N={call.batch} I={call.input_size} H={call.hidden_size}"
     return " ".join([call.cell, sizes, dtype, call.device.type, *options])
@@ -53,7 +54,7 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
     Returns:
         For every call of a layer in one direction, or of several in one launch, its cell, sizes,
         dtype, device and options; the backend; why each backend tried before it cannot run the
-        call; and why directions or layers that could share a launch do not.
+        call; and why directions or layers that could share a launch do not, or not in the backward.
 
     Raises:
         RuntimeError: a backend that the user has named cannot run a call, or the module does what

@@ -221,7 +221,7 @@ def joined(
     chosen = dispatch.join(call, backend)
     if isinstance(chosen, str):
         return chosen
-    suffix = chosen.suffix
+    suffix, backward_apart = chosen.backend.suffix, chosen.backward_apart is not None
     inputs = Inputs(
         x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
     )
@@ -231,9 +231,9 @@ def joined(
     elif torch.compiler.is_compiling():
         op = ops.get(f"{cell}_joined")
         x, *others = inputs
-        results = op(x, *found, *others, stacked, True, suffix)
+        results = op(x, *found, *others, stacked, True, suffix, backward_apart)
     else:
-        results = EAGER_JOINED[cell](inputs, found, stacked, suffix)
+        results = EAGER_JOINED[cell](inputs, found, stacked, suffix, backward_apart)
     output, h_n, c_n, c_sequence = results[:4]
     if stacked and not training:
         output, c_sequence = output[-1], c_sequence[-1] if return_c_sequence else None

@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
-from parity import Case, check_sequence, inputs_of, tf32_products
-from tolerance import assert_parity
+from parity import Case, check_sequence, grads_like, inputs_of, name_of, tf32_products
+from tolerance import about, assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
 from seqkernels.ops.sequence import reference_sequence
+from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
 
 class Both:
@@ -112,21 +113,24 @@ def layer_inputs(cell: str, case: Case, dtype: torch.dtype, count: int, device="
 
 
 def layers_expected(cell, inputs, layout, dtype, tf32=False):
-    """The reference's layers one after the other: results as the op gives them, by name."""
+    """The reference's layers one after the other: results as the op gives them, and gradients.
+
+    The gradients are those for `layer_grads`, by name; weights and biases of every layer.
+    """
     spec = CELLS[cell]
     gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = (
-        [t.to(dtype) for t in v] if isinstance(v, list) else v if v is None else v.to(dtype)
-        for v in inputs
+        [_leaf(t, dtype) for t in v] if isinstance(v, list) else _leaf(v, dtype) for v in inputs
     )
     outputs, finals, c_sequences = [], [], []
     with tf32_products() if tf32 else contextlib.nullcontext():
         for i, weight in enumerate(weight_hh):
+            projected = gates_x
             if i:
-                gates_x = reference.F.linear(outputs[-1], weight_ih[i - 1])
-                gates_x = gates_x + bias_ih[i - 1] if bias_ih else gates_x
+                projected = reference.F.linear(outputs[-1], weight_ih[i - 1])
+                projected = projected + bias_ih[i - 1] if bias_ih else projected
             state = [s[i] for s in (h_0, c_0) if s is not None]
             output, final, c_sequence = reference_sequence(
-                spec, gates_x, weight, bias_hh[i] if bias_hh else None, state, *layout, False
+                spec, projected, weight, bias_hh[i] if bias_hh else None, state, *layout, False
             )
             outputs.append(output)
             finals.append(final)
@@ -135,7 +139,59 @@ def layers_expected(cell, inputs, layout, dtype, tf32=False):
     if spec.states == 2:
         found["c_n"] = torch.stack([f[1] for f in finals])
         found["c_sequence"] = torch.stack(c_sequences)
-    return found
+    grads = layer_grads(found, inputs[0].dtype)
+    ends = [outputs[-1], found["h_n"], found.get("c_n"), c_sequences[-1]]
+    pairs = [(e, g.to(dtype)) for e, g in zip(ends, grads, strict=True) if g is not None]
+    wanted = {"gates_x": gates_x, "h_0": h_0} | ({} if c_0 is None else {"c_0": c_0})
+    lists = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    flat = [*wanted.values(), *(t for ts in lists.values() for t in ts)]
+    back = iter(torch.autograd.grad([e for e, _ in pairs], flat, [g for _, g in pairs]))
+    named = {f"grad_{name}": next(back) for name in wanted}
+    for name, ts in lists.items():
+        if ts:
+            named[f"grad_{name}"] = torch.stack([next(back) for _ in ts])
+    return {name: r.detach() for name, r in found.items()}, named
+
+
+def _leaf(t, dtype):
+    return None if t is None else t.detach().to(dtype).requires_grad_()
+
+
+def layer_grads(results, dtype):
+    """Random gradients of the last layer's output and c sequence and of all states, or None."""
+    last = {n: r[-1] if n in ("output", "c_sequence") else r for n, r in results.items()}
+    grads = grads_like([last.get(n) for n in ("output", "h_n", "c_n", "c_sequence")])
+    return [None if g is None else g.to(dtype) for g in grads]
+
+
+def layers_actual(cell, inputs, layout, results, run_back):
+    """The gradients of the joint backward op, by the names of `layers_expected`."""
+    spec = CELLS[cell]
+    gates_x, weight_ih, weight_hh, _, bias_hh, h_0, c_0 = inputs
+    names = ("output", "h_n", "c_n", "c_sequence")
+    kept = {n: r for n, r in zip(names, results, strict=False) if r.numel()}
+    output, _, _, c_sequence, saved = results
+    grads = layer_grads(kept, gates_x.dtype)
+    grad_x, grad_h, grad_h_0, grad_c_0 = run_back(
+        *grads, weight_ih, weight_hh, h_0, c_0, output, c_sequence, saved, *layout
+    )
+    found = {"grad_gates_x": grad_x[0], "grad_h_0": grad_h_0}
+    if spec.states == 2:
+        found["grad_c_0"] = grad_c_0
+    lists = {"weight_ih": [], "weight_hh": [], "bias_ih": [], "bias_hh": []}
+    for i in range(len(weight_hh)):
+        # In float64: the large products of the weights are torch's and not under test.
+        wide = [t[i].double() if t.dim() > 1 else t for t in (grad_x, grad_h, saved, h_0, output)]
+        lists["weight_hh"].append(weight_hh_grad(spec, *wide, *layout, False))
+        if i:
+            below = output[i - 1].double().flatten(0, -2)
+            lists["weight_ih"].append(wide[0].flatten(0, -2).t() @ below)
+        if bias_hh:
+            biases = bias_grads(spec, *wide[:2])
+            lists["bias_hh"].append(biases[1])
+            lists["bias_ih"].extend(biases[:1] if i else [])
+    stacks = {f"grad_{n}": torch.stack(ts).to(gates_x.dtype) for n, ts in lists.items() if ts}
+    return found | stacks
 
 
 def check_layers(
@@ -146,8 +202,9 @@ def check_layers(
     device: torch.device | str = "cpu",
     tf32: bool = False,
     count: int = 3,
+    run_back: Callable | None = None,
 ) -> None:
-    """Assert the tolerance rule for every layer's results."""
+    """Assert the tolerance rule for every layer's results, and gradients where `run_back` is."""
     found = []
     # As check_sequence: tiny cases are drawn several times, or the rule would compare luck.
     for _ in range(max(1, 64 // (case.steps * case.batch * case.hidden_size))):
@@ -159,6 +216,13 @@ def check_layers(
         theirs = layers_expected(cell, inputs, layout, dtype, tf32)
         exact = layers_expected(cell, inputs, layout, torch.float64)
         names = ("output", "h_n", "c_n", "c_sequence")
-        found.append((dict(zip(names, results[:4], strict=True)), theirs, exact))
-    for name in found[0][2]:
-        assert_parity(*(torch.stack([f[i][name] for f in found]) for i in range(3)), name)
+        ours = dict(zip(names, results[:4], strict=True)), {}
+        if run_back is not None:
+            ours = ours[0], layers_actual(cell, inputs, layout, results, run_back)
+        found.append((ours, theirs, exact))
+    facts = {"kernel": name_of(run), "cell": cell, "tf32": tf32, "case": asdict(case)}
+    for part, direction in enumerate(("forward", "backward")[: 1 + (run_back is not None)]):
+        for name in found[0][2][part]:
+            ours, theirs, exact = (torch.stack([f[i][part][name] for f in found]) for i in range(3))
+            with about(**facts, direction=direction):
+                assert_parity(ours, theirs, exact, name)

@@ -68,7 +68,8 @@ class _Tf32Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad = to_tf32(grad.contiguous())
-        return grad @ to_tf32(weight), grad.t() @ to_tf32(x)
+        rows = grad.flatten(0, -2)
+        return grad @ to_tf32(weight), rows.t() @ to_tf32(x).flatten(0, -2)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@
 
 namespace seqkernels {
 
-// What both backward policies share. Steps are taken against the direction of the forward.
-template <typename C, typename scalar_t>
+// What both backward policies share. Steps are taken against the direction of the forward. Of
+// stacked layers only the last is given gradients of its outputs; the others are fed theirs.
+template <typename C, typename scalar_t, bool kStacked>
 struct BackwardState {
-  static constexpr bool kBackward = true;
+  static constexpr bool kBackward = true, kStacks = kStacked;
   static constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
   static constexpr bool kIsRnn = C::kGates == 1, kIsLstm = C::kStates == 2;
 
@@ -40,8 +41,9 @@ struct BackwardState {
     return reversed(a, steps.part) ? s : steps.count - 1 - s;
   }
 
-  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s, const char*) {
+  SK_DEVICE void fetch(const SequenceArgs& a, const Steps& steps, int s, const char* shared) {
     const int t = time(a, steps, s), hidden = a.plan.hidden;
+    const bool fed = kStacked && steps.part + 1 < a.plan.parts;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = element[i];
@@ -50,7 +52,9 @@ struct BackwardState {
       if (!alive[i]) continue;
       if (a.reset != nullptr) reset[i] = a.reset[int64_t(t) * a.plan.batch + e.batch_row];
       const int64_t row = sequence_row(a, steps.part, t, e.batch_row), at = row * hidden + e.hidden;
-      from_h[i] = value_at<scalar_t>(a.grad_output, at);
+      const int64_t given = kStacked ? sequence_row(a, 0, t, e.batch_row) * hidden + e.hidden : at;
+      from_h[i] = fed ? summed(a.plan, a.plan.feed, shared, e.unit, e.row)
+                      : value_at<scalar_t>(a.grad_output, given);
       // The state before this step: of the step before it, or the initial one.
       const int before = reversed(a, steps.part) ? t + 1 : t - 1;
       const bool inside = before >= 0 && before < e.length;
@@ -58,7 +62,7 @@ struct BackwardState {
           inside ? sequence_row(a, steps.part, before, e.batch_row) : int64_t(e.state_row);
       const int64_t before_at = before_row * hidden + e.hidden;
       if constexpr (kIsLstm) {
-        from_c[i] = value_at<scalar_t>(a.grad_c_sequence, at);
+        from_c[i] = fed ? 0.0f : value_at<scalar_t>(a.grad_c_sequence, given);
         state[i] = value_at<scalar_t>(a.c_sequence, at);
         c[i] = reset[i] ? 0.0f : value_at<scalar_t>(inside ? a.c_sequence : a.c_0, before_at);
       } else if constexpr (kIsRnn) {
@@ -115,8 +119,8 @@ struct BackwardState {
   }
 };
 
-template <typename C, typename scalar_t>
-struct Backward : BackwardState<C, scalar_t> {
+template <typename C, typename scalar_t, bool kStacked = false>
+struct Backward : BackwardState<C, scalar_t, kStacked> {
   static constexpr int kPhases = 1;
 
   template <typename M>
@@ -155,8 +159,8 @@ struct Backward : BackwardState<C, scalar_t> {
 
 // Phase 0 takes the gradient of h to the z and n gates and publishes n's; phase 1 takes the
 // gradient of r * h, the product of these, to the r gate and publishes r's and z's.
-template <typename scalar_t>
-struct BackwardResetBefore : BackwardState<GruResetBefore, scalar_t> {
+template <typename scalar_t, bool kStacked = false>
+struct BackwardResetBefore : BackwardState<GruResetBefore, scalar_t, kStacked> {
   using C = GruResetBefore;
   static constexpr int kPhases = 2;
 
@@ -197,20 +201,20 @@ struct BackwardResetBefore : BackwardState<GruResetBefore, scalar_t> {
   }
 };
 
-template <typename M>
+template <typename M, bool kStacked>
 int launch_backward(Cell cell, const SequenceArgs& a, void* stream) {
   using S = typename M::scalar;
   switch (cell) {
     case Cell::kLstm:
-      return launch_policy<Backward<Lstm, S>, M>(a, stream);
+      return launch_policy<Backward<Lstm, S, kStacked>, M>(a, stream);
     case Cell::kGru:
-      return launch_policy<Backward<Gru, S>, M>(a, stream);
+      return launch_policy<Backward<Gru, S, kStacked>, M>(a, stream);
     case Cell::kGruResetBefore:
-      return launch_policy<BackwardResetBefore<S>, M>(a, stream);
+      return launch_policy<BackwardResetBefore<S, kStacked>, M>(a, stream);
     case Cell::kRnnTanh:
-      return launch_policy<Backward<RnnTanh, S>, M>(a, stream);
+      return launch_policy<Backward<RnnTanh, S, kStacked>, M>(a, stream);
     case Cell::kRnnRelu:
-      return launch_policy<Backward<RnnRelu, S>, M>(a, stream);
+      return launch_policy<Backward<RnnRelu, S, kStacked>, M>(a, stream);
   }
   return 1;  // cudaErrorInvalidValue
 }

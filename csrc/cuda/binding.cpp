@@ -129,6 +129,15 @@ struct Ops {
     return layers_forward(spec(), gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0,
                           lengths, batch_sizes, reset, save);
   }
+  static BackwardResult layers_grad(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
+                                    Optional grad_c_sequence, Tensors weight_ih, Tensors weight_hh,
+                                    Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
+                                    Tensor saved, Optional lengths, Optional batch_sizes,
+                                    Optional reset) {
+    return layers_backward(spec(), grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih,
+                           weight_hh, h_0, c_0, output, c_sequence, saved, lengths, batch_sizes,
+                           reset);
+  }
 };
 
 }  // namespace
@@ -147,7 +156,8 @@ STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
   m.impl(#name "_directions_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::directions)));    \
   m.impl(#name "_directions_persistent_backward",                                                \
          TORCH_BOX((&Ops<Type, Cell::k##Type>::directions_grad)));                               \
-  m.impl(#name "_layers_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers)));
+  m.impl(#name "_layers_persistent", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers)));            \
+  m.impl(#name "_layers_persistent_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::layers_grad)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 #define SK_IMPL(Type, name)                                            \

@@ -8,7 +8,7 @@ namespace seqkernels {
 // What both forward policies share: elements, gates of the next step, biases and results.
 template <typename C, typename scalar_t>
 struct ForwardState {
-  static constexpr bool kBackward = false;
+  static constexpr bool kBackward = false, kStacks = true;
   static constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
 
   Element element[kPerThread];
@@ -73,7 +73,7 @@ struct ForwardState {
 #pragma unroll
         for (int k = 0; k < C::kGates; ++k) {
           const int r = k * p.units + e.unit;
-          gates_x[i][k] = bias[C::kGates * p.units + r] + summed(p, p.below, shared, r, e.row);
+          gates_x[i][k] = bias[C::kGates * p.units + r] + summed(p, p.feed, shared, r, e.row);
         }
         continue;
       }

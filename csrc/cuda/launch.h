@@ -99,7 +99,7 @@ struct SequenceArgs {
   void *h_n = nullptr, *c_n = nullptr;
   // Results of the forward, which the backward reads.
   void *output = nullptr, *c_sequence = nullptr, *saved = nullptr;
-  // Backward.
+  // Backward; of stacked layers the gradients of the sequences are those of the last.
   const void *grad_output = nullptr, *grad_h_n = nullptr, *grad_c_n = nullptr;
   const void* grad_c_sequence = nullptr;
   void *grad_gates_x = nullptr, *grad_gates_hn = nullptr;
@@ -116,6 +116,10 @@ int launch_persistent_half(Cell, bool backward, const SequenceArgs&, void* strea
 int launch_persistent_bfloat16(Cell, bool backward, const SequenceArgs&, void* stream);
 int launch_persistent_tf32(Cell, bool backward, const SequenceArgs&, void* stream);
 int launch_persistent_float32(Cell, bool backward, const SequenceArgs&, void* stream);
+int launch_stacked_backward_half(Cell, const SequenceArgs&, void* stream);
+int launch_stacked_backward_bfloat16(Cell, const SequenceArgs&, void* stream);
+int launch_stacked_backward_tf32(Cell, const SequenceArgs&, void* stream);
+int launch_stacked_backward_float32(Cell, const SequenceArgs&, void* stream);
 // Writes `count` numbers to device memory as kernel arguments: works in a CUDA graph and never
 // waits, unlike a copy from pageable memory.
 int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* stream);

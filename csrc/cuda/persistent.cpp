@@ -188,6 +188,13 @@ void check_parts(const CellSizes& spec, const Layout& l, const Weights& w, const
   check_list(w.bias_ih, w.bias_ih.empty() ? 0 : above, {rows}, h_0, op, "bias_ih");
 }
 
+int64_t layer_count(const Tensors& weight_hh, const std::string& op) {
+  const int64_t count = static_cast<int64_t>(weight_hh.size());
+  STD_TORCH_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ",
+                  kMaxParts, " tensors weight_hh, got ", count);
+  return count;
+}
+
 }  // namespace
 
 int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& args, void* stream) {
@@ -263,14 +270,28 @@ ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weig
                              Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
                              bool save) {
   const std::string op = std::string(spec.name) + "_layers_persistent";
-  const int64_t count = static_cast<int64_t>(weight_hh.size());
-  STD_TORCH_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ",
-                  kMaxParts, " tensors weight_hh, got ", count);
+  const int64_t count = layer_count(weight_hh, op);
   const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, count, true);
   check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
   const Weights weights{dense(weight_hh), dense(bias_hh), dense(weight_ih), dense(bias_ih)};
   check_parts(spec, l, weights, h_0, op);
   return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
+}
+
+BackwardResult layers_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
+                               Optional grad_c_n, Optional grad_c_sequence, Tensors weight_ih,
+                               Tensors weight_hh, Tensor h_0, Optional c_0, Tensor output,
+                               Tensor c_sequence, Tensor saved, Optional lengths,
+                               Optional batch_sizes, Optional reset) {
+  const std::string op = std::string(spec.name) + "_layers_persistent_backward";
+  const int64_t count = layer_count(weight_hh, op);
+  const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, false, op, count, true, 1);
+  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh[0], h_0, c_0,
+                 output, c_sequence, saved, op);
+  const Weights weights{dense(weight_hh), {}, dense(weight_ih), {}};
+  check_parts(spec, l, weights, h_0, op);
+  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence}, weights, h_0,
+                  c_0, {output, c_sequence, saved});
 }
 
 }  // namespace seqkernels

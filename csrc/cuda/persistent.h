@@ -83,9 +83,8 @@ SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r,
 
 template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
-  constexpr bool kFma = M::kMath == Math::kFloat32, kOne = Policy::kPhases == 1;
-  constexpr int kRegisters = kFma ? (kOne ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles)
-                                  : (kOne ? kRegisterTiles : kTwoPhaseRegisterTiles);
+  constexpr int kRegisters =
+      register_tiles(M::kMath, Policy::kPhases, Policy::kBackward && Policy::kStacks);
   SK_SHARED(shared);
   const Plan& p = a.plan;
   const Block b = own_block(p);
@@ -103,14 +102,17 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
     *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
   }
   __syncthreads();
-  const bool above = !Policy::kBackward && p.stacked != 0 && b.part > 0;
-  const bool below = !Policy::kBackward && p.stacked != 0 && b.part + 1 < p.parts;
-  LayerInput<M> layer_input;
-  if (above) layer_input.begin(a, b, shared);
+  // Stacked layers feed one another: upwards, and in the backward downwards.
+  const bool stacked = Policy::kStacks && p.stacked != 0;
+  const bool not_first = stacked && b.part > 0, not_last = stacked && b.part + 1 < p.parts;
+  const bool fed = Policy::kBackward ? not_last : not_first;
+  const bool feeds = Policy::kBackward ? not_first : not_last;
+  Feed<M, Policy::kBackward> feed;
+  if (fed) feed.begin(a, b, shared);
   Policy policy;
   policy.template begin<M>(a, b, shared);
   const auto fetch = [&](int s) {
-    if (above) layer_input.run(a, b, s, Policy::time(a, steps, s), shared);
+    if (fed) feed.run(a, b, s, Policy::time(a, steps, s), shared);
     policy.fetch(a, steps, s, shared);
   };
   if (steps.count > 0) fetch(0);
@@ -154,9 +156,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
         __syncthreads();
         ++round;
       }
-      if (below && phase + 1 == Policy::kPhases) {
+      if (feeds && phase + 1 == Policy::kPhases) {
         if (last) __syncthreads();
-        LayerInput<M>::announce(a, b, s);
+        feed.announce(a, b, s);
       }
     }
   }

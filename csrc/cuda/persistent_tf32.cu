@@ -5,16 +5,18 @@
 // flagged words. bench/results/<device>/standard.json will compare it with cuDNN; plan.h decides
 // shapes and refuses.
 //
-// Limitations: the backward of stacked layers takes a launch for each; but for a backward through
-// L2, the exchanged values of a whole group must fit in a block's shared memory; at most 1024
-// elements of state a block; wgmma and TMA are not used.
+// Limitations: but for a backward through L2, the exchanged values of a whole group must fit in
+// a block's shared memory; at most 1024 elements of state a block; wgmma and TMA are not used.
 #include "backward.h"
 #include "forward.h"
 
 namespace seqkernels {
 
 int launch_persistent_tf32(Cell cell, bool backward, const SequenceArgs& args, void* stream) {
-  return backward ? launch_backward<Tf32Math>(cell, args, stream)
+  if (backward && args.plan.stacked != 0) {
+    return launch_stacked_backward_tf32(cell, args, stream);
+  }
+  return backward ? launch_backward<Tf32Math, false>(cell, args, stream)
                   : launch_forward<Tf32Math>(cell, args, stream);
 }
 

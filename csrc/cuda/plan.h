@@ -1,143 +1,9 @@
 // Which decomposition the persistent kernels use for a shape, and whether they can run it at all.
 // Host code without CUDA or torch headers: tested without a GPU, printed by `explain`.
-//
-// A group of `blocks` thread blocks shares one recurrence of `rows` batch rows; a batch wider than
-// that is cut into `slices`, which never wait for each other. A block owns `units` hidden units
-// with all their gates. Its slice of weight_hh is cut into tiles of 16 rows by 2 chunks (a chunk is
-// 16 bytes along the summed dimension): each warp owns a row tile and a range of chunk pairs, its
-// first tiles in registers, the rest in shared memory.
-//
-// A backward whose block cannot hold the gate gradients of its whole group takes them from L2 in
-// `pieces`, each the values of `peers` blocks, into one of two buffers while the other is read.
-//
-// A launch may hold several recurrences, its `parts`: the two directions of a layer, whose groups
-// never wait for each other, or stacked layers, each of which takes the layer below one step
-// behind. A stacked layer also keeps the weights of its input product, all in shared memory.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-#include <string>
-
-#include "cells.h"
+#include "estimate.h"
 
 namespace seqkernels {
-
-// Number format of the recurrent product. TF32 and float32 store float32.
-enum class Math : int32_t { kHalf, kBFloat16, kTf32, kFloat32 };
-// How h (or the gate gradients) reach the other blocks of a group.
-enum class Exchange : int32_t { kNone, kCluster, kL2 };
-
-constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
-// Elements of the state that a thread owns.
-constexpr int kPerThread = 2;
-constexpr int kMaxPhases = 2;
-// Register-resident weight tiles of a warp for each product of a step: what leaves room for the
-// rest.
-constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
-constexpr int kFloat32RegisterTiles = 10, kFloat32TwoPhaseRegisterTiles = 5;
-// Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
-constexpr int kWordBytes = 16, kWordData = 12;
-// Recurrences of a launch.
-constexpr int kMaxParts = 8;
-// Pieces of what a backward exchanges.
-constexpr int kMaxPieces = 8;
-
-// One product of a step and the exchange after its pointwise part.
-struct Phase {
-  int row_gates = 1;  // gate blocks among the product's rows (forward), else 1
-  int in_width = 1;   // blocks of `units` values per exchanged unit that the product reads
-  int out_width = 1;  // the same, that are published afterwards
-  int gate = 0;       // first gate of the rows (forward) or of what is read (backward)
-  int row_tiles = 0, k_splits = 0, k_tiles = 0;
-  int piece_tiles = 0, per_piece = 0;  // k tiles of a piece, and of a warp in it, at most
-  int per_warp = 0;                    // k tiles of a warp, at most
-  int streamed = 0;                    // of these, how many are read from shared memory
-  int weight_offset = 0;
-};
-
-// What a kernel needs to know; sizes and offsets of shared memory in bytes.
-struct Plan {
-  int64_t exchange_bytes = 0;  // global memory
-  Math math = Math::kHalf;
-  int hidden = 0, batch = 0;
-  Exchange exchange = Exchange::kNone;
-  int units = 0, blocks = 0, slices = 0;
-  int rows = 0, rows_padded = 0;  // batch rows of a slice, and rounded up to 8
-  int warps = 0, phases = 1;
-  Phase phase[kMaxPhases];
-  int input_bytes = 0;  // the exchanged values of a whole group, or what the pieces need
-  int pieces = 1, peers = 0, piece_bytes = 0;
-  int own_offset = 0;  // with pieces: where a block puts the values that it publishes
-  int partial_offset = 0, partial_pitch = 0, bias_offset = 0, barrier_offset = 0;
-  int shared_bytes = 0;
-  int words = 0;  // of one block's slice, exchange through L2
-  int parts = 1, stacked = 0;
-  Phase below;           // stacked: the input product of the layers above the first
-  int below_offset = 0;  // its input in shared memory
-  int flags_offset = 0;  // in the exchange memory: steps that each block of a layer has put out
-};
-
-struct PlanRequest {
-  Cell cell = Cell::kLstm;
-  Math math = Math::kHalf;
-  bool backward = false;
-  int64_t batch = 0, hidden = 0;
-  int processors = 132;              // multiprocessors
-  int shared_per_block = 227 << 10;  // bytes a block may use
-  int max_cluster = 16;              // 1 where there are no clusters
-  int max_units = 256;               // of a block; tests lower it to cut small layers up, too
-  int parts = 1;                     // recurrences of the launch
-  bool stacked = false;              // they are layers, forward alone; otherwise directions
-  // Clusters of 2, 4, 8 and 16 blocks that are resident together; 0 where nobody has asked.
-  int clusters[4] = {};
-};
-
-struct Planned {
-  Plan plan;
-  double step_ns = 0;   // predicted; for choosing among decompositions, not a promise
-  std::string refusal;  // why there is no plan; empty where there is one
-};
-
-inline int gates_of(Cell cell) {
-  switch (cell) {
-    case Cell::kLstm:
-      return Lstm::kGates;
-    case Cell::kGru:
-      return Gru::kGates;
-    case Cell::kGruResetBefore:
-      return GruResetBefore::kGates;
-    case Cell::kRnnTanh:
-      return RnnTanh::kGates;
-    case Cell::kRnnRelu:
-      return RnnRelu::kGates;
-  }
-  return 0;
-}
-inline int element_bytes(Math math) {
-  return math == Math::kHalf || math == Math::kBFloat16 ? 2 : 4;
-}
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
-
-// The products of a step, in order; phase i reads what phase i - 1 (cyclically) has published.
-inline int set_phases(Cell cell, bool backward, Phase (&phase)[kMaxPhases]) {
-  const int gates = gates_of(cell);
-  if (cell != Cell::kGruResetBefore) {
-    phase[0].row_gates = backward ? 1 : gates;
-    phase[0].in_width = phase[0].out_width = backward ? gates : 1;
-    return 1;
-  }
-  if (!backward) {  // r and z from h, publishing r * h; then n from r * h, publishing h
-    phase[0].row_gates = 2;
-    phase[1].gate = 2;
-    return 2;
-  }
-  // dh from (dr, dz), publishing dn; then d(r * h) from dn, publishing (dr, dz)
-  phase[0].in_width = phase[1].out_width = 2;
-  phase[1].gate = 2;
-  return 2;
-}
-
 namespace plan_detail {
 
 constexpr const char* kTooManyRows = "a block would own more gate rows than its warps can hold";
@@ -153,6 +19,7 @@ inline int resident_groups(const PlanRequest& r, Exchange exchange, int blocks) 
 
 // The geometry of one product over pieces of `chunks` chunks; false where it has too many rows.
 inline bool cut(Phase* f, int units, int chunks, int pieces, int in_registers) {
+  f->pieces = pieces;
   f->row_tiles = ceil_div(f->row_gates * units, kTileRows);
   if (f->row_tiles > kMaxWarps) return false;
   f->piece_tiles = ceil_div(chunks, 2);
@@ -162,9 +29,6 @@ inline bool cut(Phase* f, int units, int chunks, int pieces, int in_registers) {
   f->per_warp = pieces * f->per_piece;
   f->streamed = std::max(0, f->per_warp - in_registers);
   return true;
-}
-inline int weight_bytes(const Phase& f) {
-  return f.row_tiles * f.k_splits * f.streamed * kTileBytes;
 }
 
 // Fills in what follows from units, blocks, rows and exchange; false where it cannot be held.
@@ -177,15 +41,13 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.rows_padded = round_up(p.rows, 8);
   p.slices = ceil_div(p.batch, p.rows);
   p.phases = set_phases(r.cell, r.backward, p.phase);
-  int in_registers = p.phases == 1 ? kRegisterTiles : kTwoPhaseRegisterTiles;
-  if (r.math == Math::kFloat32) {
-    in_registers = p.phases == 1 ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
-  }
+  const int in_registers = register_tiles(r.math, p.phases, r.backward && r.stacked);
 
   int offset = 0, slice_bytes = 0, active = 0, widest = 0;
   for (int i = 0; i < p.phases; ++i) {
     Phase& f = p.phase[i];
     const int chunks = p.peers * f.in_width * p.units / per_chunk;
+    f.span = p.units;
     if (p.pieces > 1 && chunks % 2 != 0) {
       *why = "a piece would end within a tile";
       return false;
@@ -201,12 +63,17 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.parts = r.parts;
   p.stacked = r.stacked;
   if (r.stacked) {
-    p.below.row_gates = gates_of(r.cell);
-    if (!cut(&p.below, p.units, p.blocks * p.units / per_chunk, 1, 0)) {
+    // Forward the layer below feeds its h to all own gates, backward the layer above the gradients
+    // of all its gates to the own units, gate after gate.
+    Phase& f = p.feed;
+    (r.backward ? f.in_width : f.row_gates) = gates_of(r.cell);
+    f.span = p.blocks * p.units;
+    const int tiles = ceil_div(f.in_width * f.span / per_chunk, 2);
+    if (!cut(&f, p.units, 2 * ceil_div(tiles, f.pieces), f.pieces, 0)) {
       *why = kTooManyRows;
       return false;
     }
-    active = std::max(active, p.below.row_tiles * p.below.k_splits);
+    active = std::max(active, f.row_tiles * f.k_splits);
   }
   slice_bytes = widest * p.units / per_chunk * p.rows_padded * kChunkBytes;
   p.input_bytes = p.piece_bytes;
@@ -226,10 +93,10 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
     offset += weight_bytes(p.phase[i]);
   }
   if (r.stacked) {
-    p.below_offset = offset;
-    offset += 2 * p.below.k_tiles * p.rows_padded * kChunkBytes;
-    p.below.weight_offset = offset;
-    offset += weight_bytes(p.below);
+    p.feed_offset = offset;
+    offset += 2 * p.feed.piece_tiles * p.rows_padded * kChunkBytes;
+    p.feed.weight_offset = offset;
+    offset += weight_bytes(p.feed);
   }
   p.partial_offset = offset;
   p.partial_pitch = p.rows_padded + 4;  // floats; keeps the readers of one row off one bank
@@ -266,54 +133,6 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   return true;
 }
 
-// Nanoseconds of a step. Rates are data-sheet estimates for an H100 at 1.7 GHz (latencies of the
-// exchanges: gpu measurements by others); only their proportions matter here.
-inline double predict(const PlanRequest& r, const Plan& p) {
-  constexpr double kClock = 1.7;
-  const int size = element_bytes(r.math);
-  const int column_pairs = ceil_div(p.rows_padded, 16);
-  const auto product = [&](const Phase& f) {
-    const double tiles = double(f.row_tiles) * f.k_tiles;
-    if (r.math == Math::kFloat32) {
-      // Of up to 4 rows none is padded. A read of the input feeds 4 products for 32 lanes.
-      const int columns = p.rows == 1 ? 1 : p.rows <= 4 ? 4 : p.rows_padded;
-      const double streamed = weight_bytes(f) / 128.0 * ceil_div(columns, 8);
-      return (tiles * columns + streamed) / kClock;
-    }
-    const double issue = tiles * column_pairs * 2 * 8 / 4;  // two mma a tile, 8 clocks, 4 units
-    const double latency = f.per_warp * column_pairs * 18.0;
-    const double stream = weight_bytes(f) * double(column_pairs) / 128;
-    return std::max({issue, latency, stream}) / kClock;
-  };
-  double ns = 0, exchange = 0;
-  for (int i = 0; i < p.phases; ++i) {
-    const Phase& f = p.phase[i];
-    ns += product(f);
-    const int rounds = ceil_div(p.units * p.rows, p.warps * 32);
-    ns += 120 + 30 * rounds + f.k_splits * f.row_gates * 1.5 * rounds;
-    const double bytes = double(f.out_width) * p.units * size * p.rows_padded * p.blocks;
-    exchange = 0;
-    if (p.exchange == Exchange::kCluster) exchange = 450 + bytes / 60;
-    if (p.exchange == Exchange::kL2) {
-      const double traffic = bytes * kWordBytes / kWordData;
-      // Every piece but the first waits for its loads again.
-      exchange = 800 + 700 * (p.pieces - 1);
-      exchange += std::max(traffic / 100, traffic * p.blocks * p.slices * p.parts / 5000);
-    }
-    ns += exchange;
-  }
-  if (r.stacked) {
-    // The input product lies in the shadow of the step's last exchange; its input comes through L2.
-    const double input = double(p.blocks) * p.units * size * p.rows_padded / 100 + 300;
-    return ns + std::max(0.0, product(p.below) + input - exchange);
-  }
-  // Groups beyond what the chip holds at once run afterwards.
-  const int at_once = p.exchange == Exchange::kCluster && p.blocks == 16
-                          ? std::max(1, r.processors / 18)
-                          : std::max(1, r.processors / p.blocks);
-  return ns * ceil_div(p.slices * p.parts, at_once);
-}
-
 }  // namespace plan_detail
 
 // The fastest decomposition by the estimate above, or why there is none. Never throws.
@@ -331,12 +150,18 @@ inline Planned make_plan(const PlanRequest& r) {
     p.exchange = exchange;
     p.units = units, p.blocks = blocks, p.rows = rows;
     p.peers = peers, p.pieces = ceil_div(blocks, peers);
-    if (!plan_detail::complete(r, &p, &why)) {
+    // A feed in pieces waits for its loads again with each: the fewest that fit.
+    const int most = r.stacked && r.backward ? kMaxPieces : 1;
+    Plan whole = p;
+    for (int pieces = 1; pieces <= most; pieces *= 2) {
+      p = whole;
+      p.feed.pieces = pieces;
+      if (plan_detail::complete(r, &p, &why)) break;
       if (p.shared_bytes > 0 && (least == 0 || p.shared_bytes < least)) {
         least = p.shared_bytes;
         first_why = why;
       }
-      return;
+      if (pieces == most) return;
     }
     const double ns = plan_detail::predict(r, p);
     if (best.plan.blocks == 0 || ns < best.step_ns) best.plan = p, best.step_ns = ns;
@@ -401,10 +226,10 @@ inline std::string to_string(const Plan& p) {
   int held = 0, streamed = 0;
   for (int i = 0; i < p.phases; ++i) {
     const Phase& f = p.phase[i];
-    streamed += plan_detail::weight_bytes(f);
+    streamed += weight_bytes(f);
     held += f.row_tiles * f.k_splits * (f.per_warp - f.streamed) * kTileBytes;
   }
-  if (p.stacked) streamed += plan_detail::weight_bytes(p.below);
+  if (p.stacked) streamed += weight_bytes(p.feed);
   return text + std::to_string(held >> 10) + " KB in registers and " +
          std::to_string(streamed >> 10) + " KB in shared memory of " +
          std::to_string(p.shared_bytes >> 10) + " KB";

@@ -90,7 +90,8 @@ SK_DEVICE int64_t sequence_row(const SequenceArgs& a, int part, int t, int row) 
 }
 
 // Chunk `chunk` of row `row` of the product's weights. Forward: row is a gate of an own unit, k a
-// unit of the group. Backward: row is an own unit, k runs over blocks, their gates and their units.
+// unit of the group. Backward: row is an own unit, k runs over runs of `span` units, their gates
+// and their units; a run is a block, or in the feed of a stacked layer the whole group.
 template <typename M, bool kBackward>
 SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, const void* weight,
                              int first_unit, int row, int chunk) {
@@ -100,11 +101,11 @@ SK_DEVICE uint4 weight_chunk(const SequenceArgs& a, const Phase& f, const void* 
   int gate = f.gate + block_row, unit = k;
   bool valid = block_row < f.row_gates && own_unit < hidden;
   if constexpr (kBackward) {
-    // units is a multiple of a chunk: a chunk never leaves its gate.
-    const int width = f.in_width * units, block = k / width, rest = k % width;
-    gate = f.gate + rest / units;
-    unit = block * units + rest % units;
-    valid = valid && block < a.plan.blocks;
+    // span is a multiple of a chunk: a chunk never leaves its gate. Runs beyond the last begin
+    // beyond the hidden size.
+    const int width = f.in_width * f.span, run = k / width, rest = k % width;
+    gate = f.gate + rest / f.span;
+    unit = run * f.span + rest % f.span;
   }
   const auto* weights = static_cast<const scalar_t*>(weight);
   const int64_t row_pitch = hidden, gate_row = int64_t(gate) * hidden;
@@ -139,7 +140,7 @@ class Product {
     partial_ = reinterpret_cast<float*>(shared + a.plan.partial_offset) +
                b.warp * kTileRows * a.plan.partial_pitch;
     char* room = reinterpret_cast<char*>(partial_);
-    for (int i = 0; i < a.plan.pieces * count_; ++i) {
+    for (int i = 0; i < f.pieces * count_; ++i) {
       const int k_tile = i / count_ * f.piece_tiles + first_ + i % count_;
       // Lane l brings chunk l / 16 of row l % 16.
       const int row = tile_ * kTileRows + b.lane % 16, chunk = 2 * k_tile + b.lane / 16;

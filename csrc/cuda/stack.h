@@ -1,54 +1,55 @@
-// What joins the stacked layers of one launch: a layer above the first multiplies what the layer
-// below has put out at the same step with its own input weights.
+// What joins the stacked layers of one launch: a layer multiplies what its neighbour has put out at
+// the same step. Forward, a layer above the first takes the output of the layer below times its own
+// input weights; backward, a layer below the last takes the gate gradients of the layer above times
+// that layer's input weights, transposed, as the gradient of its output.
 //
-// Every block counts the steps whose output it has written. A layer waits for the layer below
-// alone, never for one above, and reads the output tensor itself: nothing is written twice, so
-// nobody has to wait until it has been read.
+// Every block counts the steps whose results it has written. A layer waits for the neighbour that
+// feeds it alone, never for the one it feeds, and reads the results' tensor itself: nothing is
+// written twice, so nobody has to wait until it has been read.
 #pragma once
 #include "product.h"
 
 namespace seqkernels {
 
-template <typename M>
-class LayerInput {
+template <typename M, bool kBackward>
+class Feed {
  public:
-  // All threads of a layer above the first.
+  // All threads of a layer that is fed.
   SK_DEVICE void begin(const SequenceArgs& a, const Block& b, char* shared) {
     const Plan& p = a.plan;
-    product_.load(a, b, p.below, a.weight_ih[b.part], shared);
+    product_.load(a, b, p.feed, a.weight_ih[kBackward ? b.part + 1 : b.part], shared);
     // Rows and chunks beyond the sizes stay zero.
-    const int bytes = 2 * p.below.k_tiles * p.rows_padded * kChunkBytes;
+    const int bytes = 2 * p.feed.piece_tiles * p.rows_padded * kChunkBytes;
     for (int i = b.thread * 16; i < bytes; i += b.threads * 16) {
-      *reinterpret_cast<uint4*>(shared + p.below_offset + i) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(shared + p.feed_offset + i) = make_uint4(0, 0, 0, 0);
     }
     __syncthreads();
   }
 
-  // The input product of step s, which is time t, as partial sums. Ends with a block barrier; the
-  // partial sums of the step before must have been read.
+  // The product of step s, which is time t, as partial sums. Ends with a block barrier; the partial
+  // sums of the step before must have been read.
   SK_DEVICE void run(const SequenceArgs& a, const Block& b, int s, int t, char* shared) const {
     const Plan& p = a.plan;
-    const uint32_t* flags = flags_of(a, b.group - p.slices);
+    const uint32_t* flags = flags_of(a, b.group + (kBackward ? p.slices : -p.slices));
     for (int peer = b.thread; peer < p.blocks; peer += b.threads) {
       sk::wait_at_least(flags + peer, uint32_t(s) + 1);
     }
     __syncthreads();
-    char* input = shared + p.below_offset;
-    const int chunks = (p.hidden + kChunk<M> - 1) / kChunk<M>;
-    for (int i = b.thread; i < chunks * b.rows; i += b.threads) {
-      const int row = i % b.rows, chunk = i / b.rows, n = batch_row(a, b, row);
-      // A packed row that has ended has no place.
-      if (a.offsets != nullptr && t >= a.lengths[n]) continue;
-      const int64_t at = sequence_row(a, b.part - 1, t, n) * p.hidden + chunk * kChunk<M>;
-      const uint4 bits = elements(static_cast<const scalar*>(a.output) + at, p.hidden, chunk);
-      *reinterpret_cast<uint4*>(input + (chunk * p.rows_padded + row) * kChunkBytes) = bits;
+    char* input = shared + p.feed_offset;
+    const int pieces = kBackward ? p.feed.pieces : 1;
+    for (int piece = 0; piece < pieces; ++piece) {
+      if constexpr (kBackward) {
+        take_gradients(a, b, t, piece, input);
+      } else {
+        take_output(a, b, t, input);
+      }
+      __syncthreads();
+      product_.run(p, b, input, piece);
+      __syncthreads();
     }
-    __syncthreads();
-    product_.run(p, b, input);
-    __syncthreads();
   }
 
-  // Step s has been written: after a block barrier, for the layer above.
+  // Step s has been written: after a block barrier, for the layer that is fed.
   SK_DEVICE static void announce(const SequenceArgs& a, const Block& b, int s) {
     if (b.thread == 0) sk::store_release(flags_of(a, b.group) + b.own, uint32_t(s) + 1);
   }
@@ -60,9 +61,57 @@ class LayerInput {
     char* flags = static_cast<char*>(a.exchange) + a.plan.flags_offset;
     return reinterpret_cast<uint32_t*>(flags) + group * a.plan.blocks;
   }
-  // Chunk `chunk` of a row, as the product reads it. Written by other blocks during this launch, so
-  // it is read where they wrote it, in the L2 cache.
-  SK_DEVICE static uint4 elements(const scalar* from, int hidden, int chunk) {
+
+  SK_DEVICE static void take_output(const SequenceArgs& a, const Block& b, int t, char* input) {
+    const Plan& p = a.plan;
+    const int chunks = (p.hidden + kChunk<M> - 1) / kChunk<M>;
+    for (int i = b.thread; i < chunks * b.rows; i += b.threads) {
+      const int row = i % b.rows, chunk = i / b.rows, n = batch_row(a, b, row);
+      // A packed row that has ended has no place.
+      if (a.offsets != nullptr && t >= a.lengths[n]) continue;
+      const int64_t at = sequence_row(a, b.part - 1, t, n) * p.hidden + chunk * kChunk<M>;
+      const uint4 bits = elements(static_cast<const scalar*>(a.output) + at, p.hidden,
+                                  p.hidden - chunk * kChunk<M>);
+      *reinterpret_cast<uint4*>(input + (chunk * p.rows_padded + row) * kChunkBytes) = bits;
+    }
+  }
+
+  // Gate after gate, each of `span` values, of which those beyond the hidden size are zero.
+  SK_DEVICE static void take_gradients(const SequenceArgs& a, const Block& b, int t, int piece,
+                                       char* input) {
+    const Plan& p = a.plan;
+    const Phase& f = p.feed;
+    const int chunks = 2 * f.piece_tiles, first = piece * chunks, per_gate = f.span / kChunk<M>;
+    for (int i = b.thread; i < chunks * b.rows; i += kFlight * b.threads) {
+      // All loads of a batch are on their way before the first is stored.
+      uint4 bits[kFlight];
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) {
+        const int item = i + k * b.threads;
+        bits[k] = make_uint4(0, 0, 0, 0);
+        if (item >= chunks * b.rows) continue;
+        const int chunk = first + item / b.rows, n = batch_row(a, b, item % b.rows);
+        const int gate = chunk / per_gate, unit = chunk % per_gate * kChunk<M>;
+        // A packed row that has ended has no place.
+        if (gate >= f.in_width || unit >= p.hidden) continue;
+        if (a.offsets != nullptr && t >= a.lengths[n]) continue;
+        const int64_t at = (sequence_row(a, b.part + 1, t, n) * f.in_width + gate) * p.hidden;
+        bits[k] = elements(static_cast<const scalar*>(a.grad_gates_x) + at + unit, p.hidden,
+                           p.hidden - unit);
+      }
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) {
+        const int item = i + k * b.threads;
+        if (item >= chunks * b.rows) continue;
+        const int row = item % b.rows, chunk = item / b.rows;
+        *reinterpret_cast<uint4*>(input + (chunk * p.rows_padded + row) * kChunkBytes) = bits[k];
+      }
+    }
+  }
+
+  // A chunk, as the product reads it, from a row of `hidden` values of which `left` remain. Written
+  // by other blocks during this launch, so it is read where they wrote it, in the L2 cache.
+  SK_DEVICE static uint4 elements(const scalar* from, int hidden, int left) {
     alignas(16) scalar values[kChunk<M>];
     if (hidden % kChunk<M> == 0) {
       const uint4 loaded = sk::load_l2(reinterpret_cast<const uint4*>(from));
@@ -70,8 +119,7 @@ class LayerInput {
     } else {
 #pragma unroll
       for (int e = 0; e < kChunk<M>; ++e) {
-        const bool inside = chunk * kChunk<M> + e < hidden;
-        values[e] = inside ? sk::load_l2(from + e) : sk::from_float<scalar>(0.0f);
+        values[e] = e < left ? sk::load_l2(from + e) : sk::from_float<scalar>(0.0f);
       }
     }
     alignas(16) typename M::element converted[kChunk<M>];
@@ -82,7 +130,8 @@ class LayerInput {
     return bits;
   }
 
-  Product<M, false, 0> product_;
+  static constexpr int kFlight = 4;
+  Product<M, kBackward, 0> product_;
 };
 
 }  // namespace seqkernels

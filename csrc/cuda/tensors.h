@@ -192,7 +192,8 @@ struct Layout {
     if (stacked) sizes.insert(sizes.begin(), parts);
     return sizes;
   }
-  // The same for what enters, which only the first layer takes.
+  // The same for what one layer alone takes: the first its input, the last gradients of its
+  // outputs.
   std::vector<int64_t> input_shape(int64_t columns) const {
     if (!stacked && parts > 0) columns *= parts;
     if (packed()) return {offsets[steps], columns};
@@ -204,9 +205,11 @@ struct Layout {
   }
 };
 
+// `steps_at`: the dimension of `sequence` that counts steps; 1 where it holds every layer's.
 inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optional& lengths,
                         const Optional& batch_sizes, const Optional& reset, bool reverse,
-                        const std::string& op, int64_t parts = 0, bool stacked = false) {
+                        const std::string& op, int64_t parts = 0, bool stacked = false,
+                        int64_t steps_at = 0) {
   Layout l;
   l.parts = parts, l.stacked = stacked;
   const int64_t dims = parts > 0 ? 3 : 2;
@@ -235,13 +238,14 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
       l.offsets.push_back(l.offsets.back() + n);
     }
     STD_TORCH_CHECK(l.steps > 0, "seqkernels::", op, ": batch_sizes is empty");
-    STD_TORCH_CHECK(sequence.dim() == 2 && sequence.size(0) == l.offsets.back(), "seqkernels::", op,
-                    ": expected packed input of ", l.offsets.back(), " rows, got ",
-                    shape(sequence));
+    STD_TORCH_CHECK(sequence.dim() == steps_at + 2 && sequence.size(steps_at) == l.offsets.back(),
+                    "seqkernels::", op, ": expected packed input of ", l.offsets.back(),
+                    " rows, got ", shape(sequence));
   } else {
-    STD_TORCH_CHECK(sequence.dim() == 3 && sequence.size(1) == l.batch, "seqkernels::", op,
-                    ": expected input of shape [T, ", l.batch, ", .], got ", shape(sequence));
-    l.steps = sequence.size(0);
+    STD_TORCH_CHECK(sequence.dim() == steps_at + 3 && sequence.size(steps_at + 1) == l.batch,
+                    "seqkernels::", op, ": expected input of shape [T, ", l.batch, ", .], got ",
+                    shape(sequence));
+    l.steps = sequence.size(steps_at);
   }
   const auto check_device = [&](const Optional& x, ScalarType type, const char* name) {
     if (!x.has_value()) return;
@@ -283,11 +287,11 @@ inline void check_backward(const CellSizes& spec, const Layout& l, const Optiona
                            const Tensor& c_sequence, const Tensor& saved, const std::string& op) {
   check_weights(spec, l, weight_hh, h_0, c_0, op);
   check_like(output, h_0, l.shape(l.hidden), op, "output");
-  check_like(grad_output, h_0, l.shape(l.hidden), op, "grad_output");
+  check_like(grad_output, h_0, l.input_shape(l.hidden), op, "grad_output");
   check_like(grad_h_n, h_0, l.state_shape(), op, "grad_h_n");
   if (spec.states == 2) {
     check_like(grad_c_n, h_0, l.state_shape(), op, "grad_c_n");
-    check_like(grad_c_sequence, h_0, l.shape(l.hidden), op, "grad_c_sequence");
+    check_like(grad_c_sequence, h_0, l.input_shape(l.hidden), op, "grad_c_sequence");
     check_like(c_sequence, h_0, l.shape(l.hidden), op, "c_sequence");
   }
   if (spec.saved) check_like(saved, h_0, l.shape(spec.saved * l.hidden), op, "saved");
@@ -319,6 +323,11 @@ ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weig
                              Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, Tensor h_0,
                              Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
                              bool save);
+BackwardResult layers_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
+                               Optional grad_c_n, Optional grad_c_sequence, Tensors weight_ih,
+                               Tensors weight_hh, Tensor h_0, Optional c_0, Tensor output,
+                               Tensor c_sequence, Tensor saved, Optional lengths,
+                               Optional batch_sizes, Optional reset);
 #undef SK_FORWARD_PARAMETERS
 #undef SK_BACKWARD_PARAMETERS
 

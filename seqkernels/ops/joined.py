@@ -1,11 +1,12 @@
 """Several recurrences in one launch, input projections included, with gradients.
 
 `<cell>_joined(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
-stacked, save, suffix)` takes one weight of each kind per part. The parts are the two directions of
-a layer, which run `<cell>_directions<suffix>`; or, `stacked`, layers that feed one another, which
-run `<cell>_layers<suffix>`. csrc/ops.cpp describes shapes. Both directions share their products for
-the input and its gradient. The backward of stacked layers goes from the last to the first, with a
-launch of `<cell>_sequence<suffix>_backward` for each.
+stacked, save, suffix, backward_apart)` takes one weight of each kind per part. The parts are the
+two directions of a layer, which run `<cell>_directions<suffix>`; or, `stacked`, layers that feed
+one another, which run `<cell>_layers<suffix>`. csrc/ops.cpp describes shapes. Both directions share
+their products for the input and its gradient. The backward of stacked layers is one launch, too;
+`backward_apart`, it goes from the last to the first, with a launch of
+`<cell>_sequence<suffix>_backward` for each and a product between them.
 """
 
 from collections.abc import Callable
@@ -31,12 +32,12 @@ from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 _SCHEMA = (
     "(Tensor x, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
     "Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool stacked, "
-    "bool save, str suffix) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, "
-    "Tensor outputs, Tensor c_sequences, Tensor saved)"
+    "bool save, str suffix, bool backward_apart) -> (Tensor output, Tensor h_n, Tensor c_n, "
+    "Tensor c_sequence, Tensor outputs, Tensor c_sequences, Tensor saved)"
 )
 
 # What eager calls use in place of the op, by cell, as in layer.py: a function of `Inputs`,
-# `Weights`, `stacked` and `suffix` that returns the first four results.
+# `Weights`, `stacked`, `suffix` and `backward_apart` that returns the first four results.
 EAGER_JOINED: dict[str, Callable] = {}
 
 
@@ -117,6 +118,27 @@ def _directions_backward(spec, inputs, w, suffix, results, grads, need_x):
 
 
 def _layers_backward(spec, inputs, w, suffix, results, grads, need_x):
+    """One launch for the gate gradients of all layers."""
+    x, h_0, c_0, *layout = inputs
+    _, _, outputs, c_sequences, saved = results
+    grad_output, grad_h_n, grad_c_n, grad_c_sequence = grads[:4]
+    if spec.states == 1:
+        grad_c_n = grad_c_sequence = None
+    grad_gates, grad_h, grad_h_0, grad_c_0 = get(f"{spec.name}_layers{suffix}_backward")(
+        *(grad_output, grad_h_n, grad_c_n, grad_c_sequence),
+        *(w.ih[1:], w.hh, h_0, c_0, outputs, c_sequences, saved, *layout),
+    )
+    found = Weights(*([None] * len(w_part) for w_part in w))
+    for i in range(len(w.hh)):
+        own = _part(grad_gates, i), _part(grad_h, i)
+        states = _part(saved, i), h_0[i], outputs[i]
+        _layer_weights(spec, found, i, outputs[i - 1] if i else x, own, states, layout)
+    grad_x = matmul(grad_gates[0].flatten(0, -2), w.ih[0]).view(x.shape) if need_x else None
+    return grad_x, grad_h_0, grad_c_0, found
+
+
+def _layers_apart_backward(spec, inputs, w, suffix, results, grads, need_x):
+    """A launch for each layer, from the last to the first."""
     x, h_0, c_0, *layout = inputs
     last, last_c, outputs, c_sequences, saved = results
     grad_output, grad_h_n, grad_c_n, grad_c_sequence = grads[:4]
@@ -127,7 +149,6 @@ def _layers_backward(spec, inputs, w, suffix, results, grads, need_x):
         own = (last if top else outputs[i], last_c if top else _part(c_sequences, i))
         own = (*own, _part(saved, i))
         own_grads = (grad_output, _part(grad_h_n, i), _part(grad_c_n, i), grad_c_sequence, None)
-        where = (*layout, False)
         grad_gates, grad_h, *grad_states[i] = run_backward(
             f"{spec.name}_sequence{suffix}",
             spec,
@@ -136,19 +157,25 @@ def _layers_backward(spec, inputs, w, suffix, results, grads, need_x):
             h_0[i],
             _part(c_0, i),
             own,
-            where,
+            (*layout, False),
         )
         below = outputs[i - 1] if i else x
-        rows = grad_gates.flatten(0, -2)
-        found.ih[i] = rows_product((rows,), (below.flatten(0, -2),))
-        found.hh[i] = weight_hh_grad(spec, grad_gates, grad_h, own[2], h_0[i], own[0], *where)
-        if w.bias_ih:
-            found.bias_ih[i], found.bias_hh[i] = bias_grads(spec, grad_gates, grad_h)
-        grad_c_sequence = None
-        grad_output = matmul(rows, w.ih[i]).view(below.shape) if i or need_x else None
+        states = own[2], h_0[i], own[0]
+        _layer_weights(spec, found, i, below, (grad_gates, grad_h), states, layout)
+        grad_c_sequence, grad_output = None, None
+        if i or need_x:
+            grad_output = matmul(grad_gates.flatten(0, -2), w.ih[i]).view(below.shape)
     grad_h_0, grad_c_0 = zip(*grad_states, strict=True)
     grad_c_0 = torch.stack(grad_c_0) if spec.states == 2 else None
     return grad_output, torch.stack(grad_h_0), grad_c_0, found
+
+
+def _layer_weights(spec, found, i, below, grads, states, layout):
+    """Fill in the gradients of layer i's weights from its gate gradients and what it was fed."""
+    found.ih[i] = rows_product((grads[0].flatten(0, -2),), (below.flatten(0, -2),))
+    found.hh[i] = weight_hh_grad(spec, *grads, *states, *layout, False)
+    if found.bias_ih:
+        found.bias_ih[i], found.bias_hh[i] = bias_grads(spec, *grads)
 
 
 def _reference(spec, inputs, w, stacked):
@@ -175,10 +202,13 @@ def _reference(spec, inputs, w, stacked):
     return output, states[0], states[1] if spec.states == 2 else None, c_sequence
 
 
-def _backward(spec, inputs, w, stacked, suffix, results, grads, need_x):
+def _backward(spec, inputs, w, how, results, grads, need_x):
     """Gradients (x, h_0, c_0, Weights), by the kernels or, to be differentiated, the reference."""
+    stacked, suffix, backward_apart = how
     if not torch.is_grad_enabled():
-        run = _layers_backward if stacked else _directions_backward
+        run = _directions_backward
+        if stacked:
+            run = _layers_apart_backward if backward_apart else _layers_backward
         return run(spec, inputs, w, suffix, results, grads, need_x)
     if spec.states == 1:
         grads = (*grads[:2], None, None)
@@ -225,11 +255,19 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         # fmt: on
         return _fake_layers(spec, gates_x.shape[:-1], h_0, save)
 
+    # fmt: off
+    def fake_layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
+                             h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
+        # fmt: on
+        return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
+                             output, c_sequence, saved, lengths, batch_sizes, reset)
+
     directions, layers = f"{spec.name}_directions{suffix}", f"{spec.name}_layers{suffix}"
     for name, fake in (
         (directions, fake_directions),
         (f"{directions}_backward", fake_backward),
         (layers, fake_layers),
+        (f"{layers}_backward", fake_layers_backward),
     ):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
         register_no_derivative(name)
@@ -255,7 +293,7 @@ def register_joined_layer(spec: CellSpec) -> None:
 
     # fmt: off
     def forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
-                stacked, save, suffix):
+                stacked, save, suffix, backward_apart):
         # fmt: on
         inputs = Inputs(x, h_0, c_0, lengths, batch_sizes, reset)
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
@@ -264,7 +302,7 @@ def register_joined_layer(spec: CellSpec) -> None:
 
     # fmt: off
     def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
-             stacked, save, suffix):
+             stacked, save, suffix, backward_apart):
         # fmt: on
         if stacked:
             return seven(_fake_layers(spec, x.shape[:-1], h_0, save), True)
@@ -276,40 +314,42 @@ def register_joined_layer(spec: CellSpec) -> None:
         c_n = h_0.new_empty(h_0.shape) if spec.states == 2 else absent(h_0)
         return seven((output, h_0.new_empty(h_0.shape), c_n, c_sequence, saved), False)
 
-    def keep(ctx, inputs, weights, stacked, suffix, results):
+    def keep(ctx, inputs, weights, how, results):
         """Save what the backward needs: of the results those it reads."""
         ctx.set_materialize_grads(False)
         ctx.counts = [len(part) for part in weights]
-        ctx.stacked, ctx.suffix = stacked, suffix
+        ctx.how = how  # stacked, suffix, backward_apart
         ctx.save_for_backward(*inputs, *results, *(t for part in weights for t in part))
 
     def gradients(ctx, grads, need_x):
         tensors = list(ctx.saved_tensors)
         inputs, results, rest = Inputs(*tensors[:6]), tensors[6:11], iter(tensors[11:])
         weights = Weights(*([next(rest) for _ in range(n)] for n in ctx.counts))
-        return _backward(spec, inputs, weights, ctx.stacked, ctx.suffix, results, grads, need_x)
+        return _backward(spec, inputs, weights, ctx.how, results, grads, need_x)
 
     def setup(ctx, inputs, output):
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *rest, stacked, save, suffix = inputs
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *rest, stacked, save, suffix, apart = inputs
         if not save:
             raise RuntimeError(f"{name}: gradients are required; call it with save=True")
         ctx.mark_non_differentiable(*(output[4:] if spec.states == 2 else output[2:]))
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
         last, _, _, last_c, *results = output
-        keep(ctx, Inputs(x, *rest), weights, stacked, suffix, (last, last_c, *results))
+        how = stacked, suffix, apart
+        keep(ctx, Inputs(x, *rest), weights, how, (last, last_c, *results))
 
     def backward(ctx, *grads):
         need = ctx.needs_input_grad
         grad_x, grad_h_0, grad_c_0, weights = gradients(ctx, grads, need[0])
         if spec.states == 1:
             grad_c_0 = None
-        return (grad_x, *weights, grad_h_0, grad_c_0, *[None] * 6)
+        return (grad_x, *weights, grad_h_0, grad_c_0, *[None] * 7)
 
     class Joined(torch.autograd.Function):
         """The op without the way through the dispatcher's Python; weights come flat."""
 
         @staticmethod
-        def forward(ctx, stacked, suffix, counts, *tensors):
+        def forward(ctx, how, counts, *tensors):
+            stacked, suffix, _ = how
             inputs, rest = Inputs(*tensors[:6]), iter(tensors[6:])
             weights = Weights(*([next(rest) for _ in range(n)] for n in counts))
             with torch._C._AutoDispatchBelowAutograd():
@@ -323,14 +363,12 @@ def register_joined_layer(spec: CellSpec) -> None:
             if spec.states == 1:
                 ctx.mark_non_differentiable(c_n, last_c)
             # What was made from the last layer is checked for changes as an output, not as a part.
-            keep(
-                ctx, inputs, weights, stacked, suffix, (last, last_c, output, c_sequence, saved)
-            )
+            keep(ctx, inputs, weights, how, (last, last_c, output, c_sequence, saved))
             return last, h_n, c_n, last_c
 
         @staticmethod
         def backward(ctx, *grads):
-            need = ctx.needs_input_grad[3:]
+            need = ctx.needs_input_grad[2:]
             if torch.is_grad_enabled():
                 found = gradients(ctx, grads, need[0])
             else:
@@ -341,11 +379,11 @@ def register_joined_layer(spec: CellSpec) -> None:
                 states[2] = None
             flat = (*states, None, None, None, *(t for part in weights for t in part))
             used = (g if wanted else None for g, wanted in zip(flat, need, strict=True))
-            return (None, None, None, *used)
+            return (None, None, *used)
 
-    def eager(inputs: Inputs, weights: Weights, stacked: bool, suffix: str):
+    def eager(inputs: Inputs, weights: Weights, *how):
         flat = (t for part in weights for t in part)
-        return Joined.apply(stacked, suffix, [len(part) for part in weights], *inputs, *flat)
+        return Joined.apply(how, [len(part) for part in weights], *inputs, *flat)
 
     EAGER_JOINED[spec.name] = eager
     LIBRARY.define(name + _SCHEMA)

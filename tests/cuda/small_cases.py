@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
 import torch  # noqa: E402
+from joined import layer_inputs, layers_actual  # noqa: E402
 from parity import Case, actual, inputs_of  # noqa: E402
 
 from seqkernels import decode  # noqa: E402
@@ -25,6 +26,15 @@ DTYPES = (torch.bfloat16, torch.float32)
 def finite(tensors) -> bool:
     """Whether all numbers are."""
     return all(bool(x.isfinite().all()) for x in tensors)
+
+
+def stacked(cell: str, case: Case, device: str) -> bool:
+    """Two layers in one launch, forward and backward."""
+    run, back = (get(f"{cell}_layers_persistent{end}") for end in ("", "_backward"))
+    inputs, layout = layer_inputs(cell, case, torch.bfloat16, 2, device)
+    results = run(*inputs, *layout, True)
+    grads = layers_actual(cell, inputs, layout, results, back)
+    return finite([*results, *grads.values()])
 
 
 def decoded(cell: str, device: str, backend: str) -> bool:
@@ -73,6 +83,9 @@ def main(device: str = "cuda", suffixes=SUFFIXES, decoder: str = "persistent") -
                     results = actual(cell, values, layout, *functions)
                     good = finite(x for part in results for x in part.values())
                     report(good, cell, suffix or "stepwise", case, dtype)
+    for cell in CELLS if "_persistent" in suffixes else ():
+        for case in CASES[:2]:
+            report(stacked(cell, case, device), cell, "stacked layers", case)
     for cell in ("lstm", "gru"):
         report(decoded(cell, device, decoder), cell, "greedy decoding")
     return failed

@@ -5,8 +5,10 @@ from cubins import kernels, nvcc
 
 ARCHS = ("80", "90a", "100a")
 CELLS = ("cell.cu", "cell_reset_before.cu", "runtime.cu")
-TENSOR = ("persistent_half.cu", "persistent_bfloat16.cu", "persistent_tf32.cu")
-PERSISTENT = (*TENSOR, "persistent_float32.cu")
+FORMATS = ("half", "bfloat16", "tf32")
+TENSOR = tuple(f"{kind}_{name}.cu" for kind in ("persistent", "stacked") for name in FORMATS)
+STRICT = ("persistent_float32.cu", "stacked_float32.cu")
+PERSISTENT = (*TENSOR, *STRICT)
 # 256 threads a block, 65536 registers: what plan.h assumes of one block a multiprocessor.
 REGISTERS = 65536 // 256
 
@@ -54,8 +56,10 @@ def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
 
 @pytest.mark.parametrize("source", PERSISTENT)
 def test_one_kernel_for_each_cell_and_direction(source, folder):
+    """Each backward twice: of one layer or both directions, and of stacked layers."""
     if nvcc():
-        assert len(compiled(source, "90a", folder)) == 10
+        count = 5 if source.startswith("stacked") else 10
+        assert len(compiled(source, "90a", folder)) == count
 
 
 def test_cell_kernels_move_whole_vectors(folder):

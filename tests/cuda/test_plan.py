@@ -25,6 +25,7 @@ HIDDEN = (1, 5, 32, 100, 128, 200, 256, 384, 512, 650, 768, 1000, 1024, 1536, 20
 BATCH = (1, 2, 7, 8, 13, 16, 32, 64, 100, 128, 256, 1000)
 # plan.h
 TILE_ROWS, PER_THREAD, MAX_WARPS, REGISTER_TILES = 16, 2, 8, ((24, 11), (10, 5))
+STACKED_TILES = ((22, 10), (7, 4))  # of the backward of stacked layers
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -73,9 +74,8 @@ def test_every_plan_holds_its_shape(cell, backward, device):
 def test_joined_launches_hold_all_their_parts(cell, parts, device):
     limits = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 16, **device}
     (count,) = parts.values()
-    joined = apart = 0
-    backwards = (False, True) if "directions" in parts else (False,)
-    for math, hidden, batch, backward in itertools.product(MATHS, HIDDEN, BATCH, backwards):
+    joined, apart = [0, 0], 0
+    for math, hidden, batch, backward in itertools.product(MATHS, HIDDEN, BATCH, (False, True)):
         p = plan(cell, math, backward, batch, hidden, **parts, **device)
         alone = plan(cell, math, backward, batch, hidden, **device)
         where = f"{cell} {math} H={hidden} N={batch} backward={backward}"
@@ -83,7 +83,7 @@ def test_joined_launches_hold_all_their_parts(cell, parts, device):
             assert len(p) == 1, where
             apart += not alone["refusal"]
             continue
-        joined += 1
+        joined[backward] += 1
         assert not alone["refusal"], f"{where}: no launch of its own"
         assert p["step_ns"] < count * alone["step_ns"], f"{where}: slower than apart"
         assert p["parts"] == count, where
@@ -97,14 +97,26 @@ def test_joined_launches_hold_all_their_parts(cell, parts, device):
             # No multiprocessor is shared, and a cluster lies within a sixteenth to an eighteenth.
             most = limits["processors"] // 18 * (16 // p["blocks"])
             assert p["slices"] * count <= most, f"{where}: clusters not co-resident"
-        if "layers" in parts:  # the input product's weights and the states of two layers at once
-            below = p["phases"][-1]
-            assert below["per_warp"] == below["streamed"], where
-            assert below["rows"] == p["units"] * CELLS[cell].gates, where
-            assert below["row_tiles"] * below["k_splits"] <= MAX_WARPS, where
-            weights = below["row_tiles"] * below["k_tiles"] * TILE_ROWS * 32
-            assert p["shared_bytes"] > weights, where
-    assert joined > (20 if device == DEVICES["small"] else 100)
+        if "layers" in parts:  # the feed's weights and what it multiplies, all in shared memory
+            feed, gates = p["phases"][-1], CELLS[cell].gates
+            element = 2 if math in ("float16", "bfloat16") else 4
+            assert feed["per_warp"] == feed["streamed"], where
+            assert feed["rows"] == p["units"] * (1 if backward else gates), where
+            assert feed["in_width"] == (gates if backward else 1), where
+            assert feed["row_tiles"] * TILE_ROWS >= feed["rows"], where
+            assert feed["row_tiles"] * feed["k_splits"] <= MAX_WARPS, where
+            assert feed["per_warp"] * feed["k_splits"] >= feed["k_tiles"], where
+            k = feed["k_tiles"] * 32 // element
+            assert k >= p["blocks"] * p["units"] * feed["in_width"], where
+            assert feed["pieces"] == 1 or backward, where
+            assert feed["k_tiles"] % feed["pieces"] == 0, where
+            weights = feed["row_tiles"] * feed["k_tiles"] * TILE_ROWS * 32
+            values = feed["k_tiles"] // feed["pieces"] * 32 * p["rows"]
+            assert p["shared_bytes"] > weights + values, where
+            tiles = STACKED_TILES[math == "float32"][len(p["phases"]) - 2]
+            for phase in p["phases"][:-1] if backward else ():
+                assert phase["per_warp"] - phase["streamed"] <= tiles, where
+    assert min(joined) > (20 if device == DEVICES["small"] else 100)
     assert apart > 0
 
 
@@ -117,8 +129,8 @@ def test_what_does_not_share_a_launch_says_why():
     assert "would not all be resident on 132" in reason(False, 8, 1984, layers=2)
     assert not reason(False, 16, 256, layers=4)
     assert not reason(True, 16, 1024, directions=2)
-    with pytest.raises(ValueError, match="several layers"):
-        plan("lstm", "float16", True, 16, 256, layers=2)
+    assert not reason(True, 16, 256, layers=4)
+    assert "would not all be resident on 132" in reason(True, 16, 1024, layers=2)
     with pytest.raises(ValueError, match="two directions"):
         plan("lstm", "float16", False, 16, 256, directions=2, layers=2)
 
@@ -127,6 +139,8 @@ def test_texts_of_joined_launches():
     both = plan("gru", "float16", False, 16, 512, directions=2)["text"]
     assert both.startswith("both directions in one launch, each float16")
     layers = plan("gru", "float16", False, 16, 256, layers=3)["text"]
+    assert layers.startswith("3 layers in one launch, each float16")
+    layers = plan("gru", "float16", True, 16, 256, layers=3)["text"]
     assert layers.startswith("3 layers in one launch, each float16")
 
 

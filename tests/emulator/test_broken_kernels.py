@@ -6,14 +6,13 @@ full of NaN, on each schedule, then the race checker.
 """
 
 import functools
-import hashlib
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 import torch
-from emulator import CACHE, ROOT, SCHEDULES, EmulatorError, build, poisoned
+from broken import altered
+from emulator import ROOT, SCHEDULES, EmulatorError, build, poisoned
 from parity import Case, check_sequence
 
 from seqkernels import _extension
@@ -199,22 +198,6 @@ BUGS = {
         "memory fault",
     ),
 }
-
-
-def altered(bug: Bug):
-    """A copy of the headers with the bug, named by its content."""
-    text = (ROOT / "csrc" / "cuda" / bug.file).read_text()
-    assert text.count(bug.old) == 1, f"{bug.file} must hold this once: {bug.old}"
-    text = text.replace(bug.old, bug.new)
-    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.h")]
-    key = hashlib.sha256(text.encode() + b"".join(h.read_bytes() for h in sorted(headers)))
-    tree = CACHE / f"altered-{key.hexdigest()[:20]}"
-    for header in headers:
-        copy = tree / header.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(header, copy)
-    (tree / "csrc" / "cuda" / bug.file).write_text(text)
-    return tree
 
 
 def library_of(bug: Bug | None, sanitizer: str | None = None):

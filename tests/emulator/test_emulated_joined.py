@@ -1,10 +1,12 @@
 """Several recurrences in one launch on the emulator: both directions of a layer, stacked layers."""
 
+from itertools import product
+
 import pytest
 import torch
 from emulated_ops import check_memory, guarded, library, ops
 from emulator import SCHEDULES, build
-from joined import Both, check_directions, check_layers, layer_inputs
+from joined import Both, check_directions, check_layers, layer_inputs, layers_actual
 from parity import MATHS, Case, inputs_of, recurrent_math
 from recording import recorded, replay
 
@@ -59,13 +61,17 @@ def layers_op(cell, schedule="round robin", **device):
     return getattr(ops(schedule, **device), f"{cell}_layers_persistent").default
 
 
+def layers_back_op(cell, schedule="round robin", **device):
+    return getattr(ops(schedule, **device), f"{cell}_layers_persistent_backward").default
+
+
 def directions(cell, case, math, schedule="round robin", **device):
     check_directions(cell, case, math[0], *both_ops(cell, schedule, **device), tf32=math[1])
 
 
 def layers(cell, case, math, schedule="round robin", count=3, **device):
-    run = layers_op(cell, schedule, **device)
-    check_layers(cell, case, math[0], run, tf32=math[1], count=count)
+    run, back = (f(cell, schedule, **device) for f in (layers_op, layers_back_op))
+    check_layers(cell, case, math[0], run, tf32=math[1], count=count, run_back=back)
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
@@ -74,7 +80,7 @@ def layers(cell, case, math, schedule="round robin", count=3, **device):
 def test_these_tests_exchange(cell, math, exchange):
     """Every case wider than a block really takes the exchange it is there for."""
     for case in (*SIZES.values(), *OPTIONS.values()):
-        for backward, parts in ((False, "directions"), (True, "directions"), (False, "layers")):
+        for backward, parts in product((False, True), ("directions", "layers")):
             sizes = (case.batch, case.hidden_size)
             count = {parts: 2 if parts == "directions" else 3}
             found = _extension.C.plan(cell, math, backward, *sizes, **count, **EXCHANGES[exchange])
@@ -134,13 +140,17 @@ def test_sanitizers(sanitizer, exchange):
     inputs, layout = layer_inputs("lstm", case, torch.bfloat16, 2)
     values, options = inputs_of("lstm", case, torch.bfloat16)
     with recorded(library()) as launches:
-        run(*inputs, *layout, True)
+        results = run(*inputs, *layout, True)
+        layers_actual(
+            "lstm", inputs, layout, results, layers_back_op("lstm", **EXCHANGES[exchange])
+        )
         both = Both(*both_ops("lstm", **EXCHANGES[exchange]))
         output, _, _, c_sequence, saved = both.forward(*values, *options, True)
         both.backward(output, values[3], values[4], c_sequence, *options)
-    program = build(["csrc/cuda/persistent_bfloat16.cu"], sanitizer=sanitizer)
+    sources = ["csrc/cuda/persistent_bfloat16.cu", "csrc/cuda/stacked_bfloat16.cu"]
+    program = build(sources, sanitizer=sanitizer)
     persistent = [x for x in launches if "persistent_kernel" in x.kernel]
-    assert len(persistent) == 3
+    assert len(persistent) == 4
     for launch in persistent:
         replay(program, launch).check()
 
@@ -148,11 +158,15 @@ def test_sanitizers(sanitizer, exchange):
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_bit_equal_reruns(exchange):
     inputs, layout = layer_inputs("lstm", Case(4, 9, 40), torch.float16, 3)
-    first, second = (
-        layers_op("lstm", schedule, **EXCHANGES[exchange])(*inputs, *layout, True)
-        for schedule in SCHEDULES[:2]
-    )
-    assert all(map(torch.equal, first, second))
+    found = []
+    for schedule in SCHEDULES[:2]:
+        run, back = (
+            f("lstm", schedule, **EXCHANGES[exchange]) for f in (layers_op, layers_back_op)
+        )
+        results = run(*inputs, *layout, True)
+        grads = layers_actual("lstm", inputs, layout, results, back)
+        found.append([*results, *grads.values()])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("steps, batch", [(0, 2), (2, 0)])
@@ -162,6 +176,26 @@ def test_without_work(steps, batch):
     results = layers_op("lstm")(*inputs, *layout, True)
     assert results[0].shape == (2, steps, batch, 3)
     assert all(map(torch.equal, results[1:3], inputs[-2:]))
+    # Without work the gradients of the states pass through.
+    grads = [torch.randn(2, batch, 3) for _ in range(2)]
+    output, _, _, c_sequence, saved = results
+    given = (None, *grads, None, inputs[1], inputs[2], *inputs[-2:], output, c_sequence, saved)
+    found = layers_back_op("lstm")(*given, *layout)
+    assert found[0].shape == (2, steps, batch, 12)
+    assert all(map(torch.equal, found[2:], grads))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "cell, hidden, processors, kilobytes", [("lstm", 100, 24, 34), ("gru_reset_before", 72, 16, 19)]
+)
+def test_the_feed_in_pieces(cell, hidden, processors, kilobytes, schedule):
+    """Gate gradients of the layer above that do not fit beside the weights come in pieces."""
+    device = {"processors": processors, "shared_per_block": kilobytes << 10, "max_units": 16}
+    device["max_cluster"] = 1
+    plan = _extension.C.plan(cell, "float16", True, 5, hidden, layers=2, **device)
+    assert plan["phases"][-1]["pieces"] > 1
+    layers(cell, Case(3, 5, hidden), MATHS["float16"], schedule, 2, **device)
 
 
 def test_refusals_say_why():

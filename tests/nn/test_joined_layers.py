@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import seqkernels
 from seqkernels import _extension, dispatch
 from seqkernels.cells import CELLS
+from seqkernels.ops import get
 
 OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
-OPS += ("directions_persistent_backward", "layers_persistent")
+OPS += ("directions_persistent_backward", "layers_persistent", "layers_persistent_backward")
 TORCH_PRECISION = torch.backends.cudnn.rnn.fp32_precision
 DEVICE = {"max_cluster": 4, "max_units": 16}
 LAYERS = {
@@ -29,13 +30,14 @@ LAYERS = {
 
 
 @torch.compiler.assume_constant_result
-def planned(cell, dtype, batch, hidden_size, training, directions, layers):
+def planned(cell, dtype, batch, hidden_size, training, directions, layers, backward_apart):
     """What `_C.persistent_refusal` answers on a GPU, for the emulated device."""
     for backward in (False, True)[: 1 + training]:
-        parts = {"directions": directions, "layers": 1 if backward else layers}
+        apart = backward and backward_apart
+        parts = {"directions": directions, "layers": 1 if apart else layers}
         found = _extension.C.plan(cell, dtype, backward, batch, hidden_size, **parts, **DEVICE)
         if found["refusal"]:
-            return found["refusal"]
+            return ("in the backward, " if backward else "") + found["refusal"]
     return None
 
 
@@ -50,6 +52,7 @@ def can_run(call):
         call.training,
         call.directions,
         call.layers,
+        call.backward_apart is not None,
     )
 
 
@@ -82,6 +85,11 @@ def persistent_on_the_cpu(monkeypatch):
     library._destroy()
 
 
+def backwards(called):
+    """The backward ops among those called, without cell and backend."""
+    return [n.removesuffix("_persistent_backward").split("_")[-1] for n in called if "back" in n]
+
+
 def forwards(called):
     """The forward ops among those called, without cell and backend."""
     return [n.removesuffix("_persistent").split("_")[-1] for n in called if "backward" not in n]
@@ -97,7 +105,7 @@ def test_layers_match_torch(kind, options, persistent_on_the_cpu):
     hx = state(kind, (batch,), 37, layers=layers, directions=directions)
     assert_same(modules, x, hx)
     wanted = ["directions"] * layers if directions == 2 else ["layers"]
-    assert forwards(persistent_on_the_cpu) == wanted
+    assert forwards(persistent_on_the_cpu) == backwards(persistent_on_the_cpu) == wanted
     with torch.no_grad():
         inference, trained = modules.ours(x.float()), modules.ours(x.float())
     assert torch.equal(inference[0], trained[0])
@@ -187,7 +195,8 @@ def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
         with torch.no_grad():
             torch.testing.assert_close(compiled(x)[0], module(x)[0])
     joined = "directions" if options.get("bidirectional") else "layers"
-    assert any(joined in name for name in persistent_on_the_cpu)
+    assert joined in forwards(persistent_on_the_cpu)
+    assert joined in backwards(persistent_on_the_cpu)
 
 
 def test_exported_with_a_dynamic_length():
@@ -206,14 +215,29 @@ def test_exported_with_a_dynamic_length():
 def test_explain_says_what_shares_a_launch(monkeypatch):
     layer, x = seqkernels.LSTM(5, 24, num_layers=2), torch.randn(3, 2, 5)
     text = seqkernels.explain(layer, x)
-    assert "2 layers in one launch" in text
+    assert "2 layers in one launch, forward and backward" in text
     assert text.count("persistent:") == 1
+    with torch.no_grad():
+        assert "2 layers in one launch\n" in seqkernels.explain(layer, x)
     both = seqkernels.explain(seqkernels.GRU(5, 24, bidirectional=True), x)
     assert "both directions in one launch" in both
     monkeypatch.setitem(DEVICE, "processors", 3)
     text = seqkernels.explain(layer, x)
     assert text.count("persistent:") == 2
     assert text.count("a launch of its own: ") == 2
+
+
+def test_a_backward_that_is_slower_together_takes_a_launch_each(monkeypatch, persistent_on_the_cpu):
+    """The forward still shares one; gradients are those of the other way."""
+    modules = trio("LSTM", 5, 37, num_layers=3, dtype=torch.float32)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    monkeypatch.setitem(DEVICE, "shared_per_block", 26 << 10)
+    text = seqkernels.explain(modules.ours, x.float())
+    assert "3 layers in one launch\n" in text
+    assert "a launch for each layer in the backward: launches of their own are estimated" in text
+    assert_same(modules, x, state("LSTM", (3,), 37, layers=3))
+    assert forwards(persistent_on_the_cpu) == ["layers"]
+    assert backwards(persistent_on_the_cpu) == ["sequence"] * 3
 
 
 def test_dropout_between_layers_takes_a_launch_each(persistent_on_the_cpu):
@@ -223,3 +247,46 @@ def test_dropout_between_layers_takes_a_launch_each(persistent_on_the_cpu):
     persistent_on_the_cpu.clear()
     layer.eval()(x)
     assert forwards(persistent_on_the_cpu) == ["layers"]
+
+
+@pytest.mark.parametrize("parts", ["directions", "layers", "layers, backward apart"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_opcheck_of_the_joined_op(cell, parts):
+    """Schema, fakes, autograd and a trace with dynamic shapes of `<cell>_joined`."""
+    gates, states = CELLS[cell].gates, CELLS[cell].states
+
+    def random(*shape):
+        return torch.randn(shape).mul(0.3).requires_grad_()
+
+    stacked = parts != "directions"
+    weights = (
+        [random(gates * 24, 5), random(gates * 24, 24 if stacked else 5)],
+        [random(gates * 24, 24) for _ in range(2)],
+        *([random(gates * 24) for _ in range(2)] for _ in range(2)),
+    )
+    state = [random(2, 3, 24), random(2, 3, 24) if states == 2 else None]
+    rest = None, None, None, stacked, True, "_persistent", parts.endswith("apart")
+    torch.library.opcheck(get(f"{cell}_joined"), (random(4, 3, 5), *weights, *state, *rest))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+@pytest.mark.parametrize("parts", ["directions", "layers"])
+def test_opcheck_of_the_kernels(parts, cell):
+    """The forward and backward ops of a joined launch, which have no derivative of their own."""
+    gates, two = CELLS[cell].gates, CELLS[cell].states == 2
+    side = 2 if parts == "directions" else 1
+    weight_hh = [torch.randn(gates * 24, 24) * 0.2 for _ in range(2)]
+    bias_hh = [torch.randn(gates * 24) for _ in range(2)]
+    weights, biases = [weight_hh], [bias_hh]
+    if parts == "layers":
+        weights, biases = [weight_hh[1:], weight_hh], [bias_hh[1:], bias_hh]
+    state = torch.randn(2, 3, 24), torch.randn(2, 3, 24) if two else None
+    layout = torch.tensor([2, 4, 1]), None, None
+    forward, backward = (get(f"{cell}_{parts}_persistent{end}") for end in ("", "_backward"))
+    given = torch.randn(4, 3, side * gates * 24), *weights, *biases, *state, *layout, True
+    torch.library.opcheck(forward, given)
+    output, h_n, c_n, c_sequence, saved = forward(*given)
+    grad = torch.randn(4, 3, side * 24)
+    grads = grad, h_n, c_n if two else None, grad if two else None
+    results = output, c_sequence, saved
+    torch.library.opcheck(backward, (*grads, *weights, *state, *results, *layout))

@@ -1,0 +1,160 @@
+// What a plan of the persistent kernels says: plan.h makes one, the kernels carry it out.
+//
+// A group of `blocks` thread blocks shares one recurrence of `rows` batch rows; a batch wider than
+// that is cut into `slices`, which never wait for each other. A block owns `units` hidden units
+// with all their gates. Its slice of weight_hh is cut into tiles of 16 rows by 2 chunks (a chunk is
+// 16 bytes along the summed dimension): each warp owns a row tile and a range of chunk pairs, its
+// first tiles in registers, the rest in shared memory.
+//
+// A backward whose block cannot hold the gate gradients of its whole group takes them from L2 in
+// `pieces`, each the values of `peers` blocks, into one of two buffers while the other is read.
+//
+// A launch may hold several recurrences, its `parts`: the two directions of a layer, whose groups
+// never wait for each other, or stacked layers, each of which takes what a neighbour feeds it one
+// step behind: forward the layer below its output, backward the layer above its gate gradients. A
+// stacked layer also keeps the weights of that second product, its `feed`, all in shared memory.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "cells.h"
+
+namespace seqkernels {
+
+// Number format of the recurrent product. TF32 and float32 store float32.
+enum class Math : int32_t { kHalf, kBFloat16, kTf32, kFloat32 };
+// How h (or the gate gradients) reach the other blocks of a group.
+enum class Exchange : int32_t { kNone, kCluster, kL2 };
+
+constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
+// Elements of the state that a thread owns.
+constexpr int kPerThread = 2;
+constexpr int kMaxPhases = 2;
+// Register-resident weight tiles of a warp for each product of a step: what leaves room for the
+// rest.
+constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
+constexpr int kFloat32RegisterTiles = 10, kFloat32TwoPhaseRegisterTiles = 5;
+// The backward of stacked layers has another product beside these.
+constexpr int kStackedRegisterTiles = 22, kStackedTwoPhaseRegisterTiles = 10;
+constexpr int kStackedFloat32RegisterTiles = 7, kStackedFloat32TwoPhaseRegisterTiles = 4;
+SK_INLINE constexpr int register_tiles(Math math, int phases, bool stacked_backward) {
+  const bool one = phases == 1;
+  if (math == Math::kFloat32 && stacked_backward) {
+    return one ? kStackedFloat32RegisterTiles : kStackedFloat32TwoPhaseRegisterTiles;
+  }
+  if (math == Math::kFloat32) return one ? kFloat32RegisterTiles : kFloat32TwoPhaseRegisterTiles;
+  if (stacked_backward) return one ? kStackedRegisterTiles : kStackedTwoPhaseRegisterTiles;
+  return one ? kRegisterTiles : kTwoPhaseRegisterTiles;
+}
+// Words of the exchange through L2 carry 12 bytes and a 4-byte flag.
+constexpr int kWordBytes = 16, kWordData = 12;
+// Recurrences of a launch.
+constexpr int kMaxParts = 8;
+// Pieces of what a backward exchanges.
+constexpr int kMaxPieces = 8;
+
+// One product of a step and the exchange after its pointwise part.
+struct Phase {
+  int row_gates = 1;  // gate blocks among the product's rows (forward), else 1
+  int in_width = 1;   // blocks of `units` values per exchanged unit that the product reads
+  int out_width = 1;  // the same, that are published afterwards
+  int gate = 0;       // first gate of the rows (forward) or of what is read (backward)
+  int span = 0;       // backward: values of one gate that stand together in what is read
+  int pieces = 1;     // what is read is taken in so many
+  int row_tiles = 0, k_splits = 0, k_tiles = 0;
+  int piece_tiles = 0, per_piece = 0;  // k tiles of a piece, and of a warp in it, at most
+  int per_warp = 0;                    // k tiles of a warp, at most
+  int streamed = 0;                    // of these, how many are read from shared memory
+  int weight_offset = 0;
+};
+
+// What a kernel needs to know; sizes and offsets of shared memory in bytes.
+struct Plan {
+  int64_t exchange_bytes = 0;  // global memory
+  Math math = Math::kHalf;
+  int hidden = 0, batch = 0;
+  Exchange exchange = Exchange::kNone;
+  int units = 0, blocks = 0, slices = 0;
+  int rows = 0, rows_padded = 0;  // batch rows of a slice, and rounded up to 8
+  int warps = 0, phases = 1;
+  Phase phase[kMaxPhases];
+  int input_bytes = 0;  // the exchanged values of a whole group, or what the pieces need
+  int pieces = 1, peers = 0, piece_bytes = 0;
+  int own_offset = 0;  // with pieces: where a block puts the values that it publishes
+  int partial_offset = 0, partial_pitch = 0, bias_offset = 0, barrier_offset = 0;
+  int shared_bytes = 0;
+  int words = 0;  // of one block's slice, exchange through L2
+  int parts = 1, stacked = 0;
+  Phase feed;            // stacked: the product of what a neighbour feeds in
+  int feed_offset = 0;   // what it reads, in shared memory
+  int flags_offset = 0;  // in the exchange memory: steps that each block of a layer has put out
+};
+
+struct PlanRequest {
+  Cell cell = Cell::kLstm;
+  Math math = Math::kHalf;
+  bool backward = false;
+  int64_t batch = 0, hidden = 0;
+  int processors = 132;              // multiprocessors
+  int shared_per_block = 227 << 10;  // bytes a block may use
+  int max_cluster = 16;              // 1 where there are no clusters
+  int max_units = 256;               // of a block; tests lower it to cut small layers up, too
+  int parts = 1;                     // recurrences of the launch
+  bool stacked = false;              // they are layers; otherwise directions
+  // Clusters of 2, 4, 8 and 16 blocks that are resident together; 0 where nobody has asked.
+  int clusters[4] = {};
+};
+
+struct Planned {
+  Plan plan;
+  double step_ns = 0;   // predicted; for choosing among decompositions, not a promise
+  std::string refusal;  // why there is no plan; empty where there is one
+};
+
+inline int gates_of(Cell cell) {
+  switch (cell) {
+    case Cell::kLstm:
+      return Lstm::kGates;
+    case Cell::kGru:
+      return Gru::kGates;
+    case Cell::kGruResetBefore:
+      return GruResetBefore::kGates;
+    case Cell::kRnnTanh:
+      return RnnTanh::kGates;
+    case Cell::kRnnRelu:
+      return RnnRelu::kGates;
+  }
+  return 0;
+}
+inline int element_bytes(Math math) {
+  return math == Math::kHalf || math == Math::kBFloat16 ? 2 : 4;
+}
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+// The products of a step, in order; phase i reads what phase i - 1 (cyclically) has published.
+inline int set_phases(Cell cell, bool backward, Phase (&phase)[kMaxPhases]) {
+  const int gates = gates_of(cell);
+  if (cell != Cell::kGruResetBefore) {
+    phase[0].row_gates = backward ? 1 : gates;
+    phase[0].in_width = phase[0].out_width = backward ? gates : 1;
+    return 1;
+  }
+  if (!backward) {  // r and z from h, publishing r * h; then n from r * h, publishing h
+    phase[0].row_gates = 2;
+    phase[1].gate = 2;
+    return 2;
+  }
+  // dh from (dr, dz), publishing dn; then d(r * h) from dn, publishing (dr, dz)
+  phase[0].in_width = phase[1].out_width = 2;
+  phase[1].gate = 2;
+  return 2;
+}
+
+// Of a block, in shared memory.
+inline int weight_bytes(const Phase& f) {
+  return f.row_tiles * f.k_splits * f.streamed * kTileBytes;
+}
+
+}  // namespace seqkernels

@@ -1,0 +1,217 @@
+"""The waits and announcements of stacked layers, deliberately broken: every planted bug is found.
+
+As test_broken_kernels.py does it for one layer: three layers of LSTM in float16 are compiled from a
+copy of the headers with one text replaced, and put to the parity test and the race checker.
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+import torch
+from broken import altered
+from emulator import ROOT, SCHEDULES, EmulatorError, build, poisoned
+from joined import check_layers
+from parity import Case
+
+from seqkernels import _extension
+
+SOURCE = "tests/emulator/kernels/stacked_lstm.cu"
+MIXED = Case(4, 11, 37, lengths=(2, 3, 1, 4, 2, 0, 3, 4, 2, 1, 2), bias=False)
+# For the race checker, which is slow and holds no more than 8128 threads.
+SMALL = Case(2, 3, 24, bias=False)
+CLUSTER = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 8, "max_units": 16}
+L2 = {**CLUSTER, "max_cluster": 1}
+# Blocks that take what the layer above feeds them in two pieces.
+PIECES = {**L2, "processors": 24, "shared_per_block": 34 << 10}
+WIDE = Case(3, 5, 100, bias=False)
+KINDS = {"cluster": (MIXED, CLUSTER), "L2": (MIXED, L2), "pieces": (WIDE, PIECES)}
+KINDS["small"] = SMALL, CLUSTER
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A replacement of one text in one header, and the check that finds it."""
+
+    file: str
+    old: str
+    new: str
+    finds: str  # part of what the check says
+    schedule: str = "round robin"
+    kind: str = "cluster"
+    sanitizer: str | None = None
+
+
+WAIT = "sk::wait_at_least(flags + peer, uint32_t(s) + 1);"
+BUGS = {
+    "the layer above is not waited for": Bug(
+        "stack.h", WAIT, f"if (!kBackward) {WAIT}", "grad_", "depth first"
+    ),
+    "the layer below is not waited for": Bug(
+        "stack.h", WAIT, f"if (kBackward) {WAIT}", "results change", "depth first"
+    ),
+    "the step before is waited for": Bug(
+        "stack.h", WAIT, WAIT.replace("s) + 1", "s) + (kBackward ? 0 : 1)"), "grad_", "depth first"
+    ),
+    "a step is announced too early": Bug(
+        "stack.h",
+        "b.own, uint32_t(s) + 1);",
+        "b.own, uint32_t(s) + (kBackward ? 2 : 1));",
+        "grad_",
+        "shuffled",
+    ),
+    "a step is announced before it is written": Bug(
+        "persistent.h",
+        "policy.store(a, steps, phase, s);",
+        "if (Policy::kBackward && feeds) feed.announce(a, b, s);\n"
+        "      policy.store(a, steps, phase, s);",
+        "data race",
+        kind="small",
+        sanitizer="thread",
+    ),
+    "steps are not announced": Bug(
+        "stack.h", "if (b.thread == 0) sk::store_release(", "if (false) sk::store_release(", "lock"
+    ),
+    "the own layer is waited for": Bug(
+        "stack.h", "kBackward ? p.slices :", "kBackward ? 0 :", "lock"
+    ),
+    "what is fed is read before all peers were waited for": Bug(
+        "stack.h",
+        "__syncthreads();\n    char* input",
+        "if (!kBackward) __syncthreads();\n    char* input",
+        "data race",
+        kind="small",
+        sanitizer="thread",
+    ),
+    "the product begins before all is taken": Bug(
+        "stack.h",
+        "__syncthreads();\n      product_.run(",
+        "if (!kBackward) __syncthreads();\n      product_.run(",
+        "data race",
+        kind="small",
+        sanitizer="thread",
+    ),
+    "a piece is replaced before it is read": Bug(
+        "stack.h",
+        "product_.run(p, b, input, piece);\n      __syncthreads();",
+        "product_.run(p, b, input, piece);\n      if (piece > 0 || !kBackward) __syncthreads();",
+        "data race",
+        kind="pieces",
+        sanitizer="thread",
+    ),
+    "pieces are not added up": Bug(
+        "stack.h",
+        "product_.run(p, b, input, piece);",
+        "product_.run(p, b, input, 0);",
+        "grad_",
+        kind="pieces",
+    ),
+    "gates beyond the hidden size are read": Bug(
+        "stack.h", "unit >= p.hidden) continue;", "false) continue;", "fault", kind="small"
+    ),
+    "the weights are those of the layer itself": Bug(
+        "stack.h", "kBackward ? b.part + 1 : b.part]", "kBackward ? 2 : b.part]", "grad_"
+    ),
+    "every layer is given the gradients of the last": Bug(
+        "backward.h",
+        "const bool fed = kStacked && steps.part + 1 < a.plan.parts;",
+        "const bool fed = false;",
+        "grad_",
+    ),
+    "every layer is given the gradients of the last c sequence": Bug(
+        "backward.h",
+        "from_c[i] = fed ? 0.0f :",
+        "from_c[i] = false ? 0.0f :",
+        "grad_",
+    ),
+}
+
+
+def library_of(bug: Bug | None, sanitizer: str | None = None):
+    return build([SOURCE], sanitizer=sanitizer, tree=ROOT if bug is None else altered(bug))
+
+
+@functools.cache
+def libraries():
+    """Everything compiled, two at a time."""
+    wanted = [(None, None), (None, "thread"), *((b, b.sanitizer) for b in BUGS.values())]
+    with ThreadPoolExecutor(2) as pool:
+        built = pool.map(lambda pair: library_of(*pair), wanted)
+        return dict(zip(wanted, built, strict=True))
+
+
+def pair(library, device, schedule):
+    """Forward and backward with the signatures of the ops."""
+
+    def half(*shape):
+        return poisoned(*shape, dtype=torch.float16)
+
+    def common(steps, weight_ih, weight_hh, h_0, c_0, lengths, backward):
+        _, batch, hidden = h_0.shape
+        plan = _extension.C.plan("lstm", "float16", backward, batch, hidden, layers=3, **device)
+        exchange = torch.zeros(plan["exchange_bytes"], dtype=torch.uint8)
+        order = None if lengths is None else lengths.argsort(descending=True, stable=True)
+        sizes = batch, hidden, steps, *device.values()
+        return *sizes, *weight_hh, *weight_ih, h_0, c_0, lengths, order, exchange
+
+    def forward(gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, _, reset, save):
+        assert reset is None
+        assert not bias_ih
+        assert not bias_hh
+        steps, sizes = len(gates_x), h_0.shape
+        output, h_n, c_n = half(3, steps, *sizes[1:]), half(*sizes), half(*sizes)
+        c_sequence = half(*output.shape) if save else torch.empty(0)
+        saved = half(*output.shape[:-1], 4 * sizes[-1]) if save else torch.empty(0)
+        library.run(
+            "test_layers_forward",
+            *common(steps, weight_ih, weight_hh, h_0, c_0, lengths, False),
+            *(gates_x, output, h_n, c_n),
+            *((c_sequence, saved) if save else (None, None)),
+            schedule=schedule,
+        ).check()
+        return output, h_n, c_n, c_sequence, saved
+
+    def backward(*arguments):
+        *grads, weight_ih, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _ = arguments
+        results = half(*saved.shape), half(*h_0.shape), half(*h_0.shape)
+        library.run(
+            "test_layers_backward",
+            *common(output.shape[1], weight_ih, weight_hh, h_0, c_0, lengths, True),
+            *(*grads, output, c_sequence, saved, *results),
+            schedule=schedule,
+        ).check()
+        grad_gates_x, grad_h_0, grad_c_0 = results
+        return grad_gates_x, torch.empty(0), grad_h_0, grad_c_0
+
+    return forward, backward
+
+
+def complaint(library, kind, schedule) -> str | None:
+    """What the checks say against a build."""
+    case, device = KINDS[kind]
+    forward, backward = pair(library, device, schedule)
+    try:
+        check_layers("lstm", case, torch.float16, forward, run_back=backward)
+    except (EmulatorError, AssertionError) as found:
+        return str(found)
+    return None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unbroken(kind, schedule):
+    assert complaint(libraries()[None, None], kind, schedule) is None
+
+
+@pytest.mark.parametrize("kind", ["small", "pieces"])
+def test_unbroken_under_the_race_checker(kind):
+    assert complaint(libraries()[None, "thread"], kind, SCHEDULES[0]) is None
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_found(name):
+    bug = BUGS[name]
+    said = complaint(libraries()[bug, bug.sanitizer], bug.kind, bug.schedule)
+    assert said is not None, "not found"
+    assert bug.finds in said, said
