@@ -60,6 +60,10 @@ CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/persistent_float32.cu",
+    "csrc/cuda/stacked_half.cu",
+    "csrc/cuda/stacked_bfloat16.cu",
+    "csrc/cuda/stacked_tf32.cu",
+    "csrc/cuda/stacked_float32.cu",
     "csrc/cuda/decode_binding.cpp",
     "csrc/cuda/decode.cu",
 ]

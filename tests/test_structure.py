@@ -103,6 +103,15 @@ def test_files_stay_short():
     assert not long, f"files over about 400 lines: {long}"
 
 
+def test_every_source_is_built():
+    # One that is not leaves a symbol undefined, which shows only when the module is imported.
+    listed = (ROOT / "setup.py").read_text()
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")]
+    assert len(sources) > 20
+    names = [path.relative_to(ROOT).as_posix() for path in sources]
+    assert not [name for name in names if f'"{name}"' not in listed]
+
+
 def test_triton_is_not_needed_to_import_the_package(tmp_path):
     code = (
         "import sys; sys.modules['triton'] = None\n"
