@@ -27,6 +27,8 @@ OPTIONS = {
     "reset": Case(6, 3, 38, reset=True),
     "reset-lengths-reverse": Case(6, 4, 40, lengths=(3, 5, 1, 4), reset=True, reverse=True),
 }
+# The kernels of one number format, to be built again with a sanitizer.
+SANITIZED = ["csrc/cuda/persistent_bfloat16.cu", "csrc/cuda/stacked_bfloat16.cu"]
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +158,7 @@ def test_sanitizers_of_pieces(sanitizer):
     values, layout = inputs_of("lstm", case, torch.bfloat16)
     with recorded(library()) as launches:
         actual("lstm", values, layout, *functions)
-    program = build(["csrc/cuda/persistent_bfloat16.cu"], sanitizer=sanitizer)
+    program = build(SANITIZED, sanitizer=sanitizer)
     (backward,) = (x for x in launches if "Backward" in x.kernel)
     replay(program, backward).check()
 
@@ -178,7 +180,7 @@ def test_sanitizers(sanitizer, exchange):
     )
     with recorded(library()) as launches:
         actual("gru_reset_before", values, layout, *functions)
-    program = build(["csrc/cuda/persistent_bfloat16.cu"], sanitizer=sanitizer)
+    program = build(SANITIZED, sanitizer=sanitizer)
     persistent = [x for x in launches if "persistent_kernel" in x.kernel]
     assert len(persistent) == 3
     for launch in persistent[:2]:
