@@ -2,10 +2,12 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from emulator import CACHE, ROOT
+from emulator import CACHE, ROOT, build
 
 
 class Replacement(Protocol):
@@ -14,6 +16,7 @@ class Replacement(Protocol):
     file: str
     old: str
     new: str
+    sanitizer: str | None
 
 
 def altered(bug: Replacement) -> Path:
@@ -30,3 +33,18 @@ def altered(bug: Replacement) -> Path:
         shutil.copyfile(header, copy)
     (tree / "csrc" / "cuda" / bug.file).write_text(text)
     return tree
+
+
+def libraries(source: str, bugs: Iterable[Replacement]) -> dict:
+    """Builds of a source by (bug, sanitizer): unbroken, for the race checker too, and every bug.
+
+    Everything is compiled here, two at a time.
+    """
+
+    def compiled(wanted):
+        bug, sanitizer = wanted
+        return build([source], sanitizer=sanitizer, tree=ROOT if bug is None else altered(bug))
+
+    wanted = [(None, None), (None, "thread"), *((bug, bug.sanitizer) for bug in bugs)]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(wanted, pool.map(compiled, wanted), strict=True))

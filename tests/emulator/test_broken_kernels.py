@@ -6,13 +6,12 @@ full of NaN, on each schedule, then the race checker.
 """
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import broken
 import pytest
 import torch
-from broken import altered
-from emulator import ROOT, SCHEDULES, EmulatorError, build, poisoned
+from emulator import SCHEDULES, EmulatorError, poisoned
 from parity import Case, check_sequence
 
 from seqkernels import _extension
@@ -200,17 +199,9 @@ BUGS = {
 }
 
 
-def library_of(bug: Bug | None, sanitizer: str | None = None):
-    return build([SOURCE], sanitizer=sanitizer, tree=ROOT if bug is None else altered(bug))
-
-
 @functools.cache
 def libraries():
-    """Everything compiled, two at a time."""
-    wanted = [(None, None), (None, "thread"), *((b, b.sanitizer) for b in BUGS.values())]
-    with ThreadPoolExecutor(2) as pool:
-        built = pool.map(lambda pair: library_of(*pair), wanted)
-        return dict(zip(wanted, built, strict=True))
+    return broken.libraries(SOURCE, BUGS.values())
 
 
 def pair(library, device, schedule):
