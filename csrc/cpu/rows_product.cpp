@@ -25,7 +25,7 @@ void run(const Kernels& kernels, const RowsProduct& p) {
   // Every task packs x for itself, which two panels pay for.
   tasks = std::max<int64_t>(1, std::min(tasks, panels / 2));
   // A panel of x is at most 32 columns wide.
-  const int64_t bytes = (depth + 32) * kRowsProductBlock * kernels.compute_size;
+  const int64_t bytes = (depth + 32) * std::min(p.rows, kRowsProductBlock) * kernels.compute_size;
   const auto body = [&](int64_t begin, int64_t end) {
     AlignedMemory memory;
     kernels.rows_product(p, panels * begin / tasks, panels * end / tasks, memory.take(bytes));

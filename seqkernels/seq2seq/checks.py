@@ -1,5 +1,7 @@
 """What every entry of the package asks of its token ids and lengths."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,25 @@ def check_tokens(name: str, tokens: Tensor, size: int, *, values: bool) -> None:
     if smallest < 0 or largest >= size:
         culprit = smallest if smallest < 0 else largest
         raise IndexError(f"{name}: id {culprit} is outside the vocabulary, 0 to {size - 1}")
+
+
+def check_count(name: str, count: int) -> None:
+    """Check a number of something.
+
+    Args:
+        name: what the message calls it.
+        count: an integer from 1 on.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below 1.
+    """
+    try:
+        operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {count!r}") from None
+    if count < 1:
+        raise ValueError(f"{name}: expected at least 1, got {count}")
 
 
 def check_lengths(lengths: Tensor, steps: int, rows: int) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from . import search
 from .attention import Memory
 from .bridge import Bridge
-from .checks import check_tokens
+from .checks import check_count, check_tokens
 from .decoder import Carry, Decoder
 from .encoder import Encoder
 from .layers import reverse_rows
@@ -168,6 +168,7 @@ class Seq2Seq(nn.Module):
             A `Generation`; the R targets of a source stand side by side in its N*R rows.
 
         Raises:
+            TypeError: a number that is not an integer, or one of `forward`'s reasons.
             ValueError: an unknown strategy or a number out of range, or one of `forward`'s reasons.
             IndexError: a symbol outside the vocabulary, bos_idx and eos_idx included.
             RuntimeError: the fused op was asked for and cannot run; the message says why.
@@ -181,9 +182,9 @@ class Seq2Seq(nn.Module):
                 f"unknown strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}"
             )
         beam_size = 1 if strategy == "greedy" else beam_size
-        if beam_size < 1:
-            raise ValueError(f"beam_size: expected at least 1, got {beam_size}")
-        if not 1 <= num_return_sequences <= beam_size:
+        check_count("beam_size", beam_size)
+        check_count("num_return_sequences", num_return_sequences)
+        if num_return_sequences > beam_size:
             raise ValueError(
                 f"num_return_sequences: expected 1 to {beam_size}, the beam's size, got "
                 f"{num_return_sequences}"
@@ -193,8 +194,7 @@ class Seq2Seq(nn.Module):
         check_tokens("source", source, self.encoder.input_size, values=True)
         if max_length is None:
             max_length = 2 * source.shape[1 if self.batch_first else 0] + 10
-        if max_length < 1:
-            raise ValueError(f"max_length: expected at least 1, got {max_length}")
+        check_count("max_length", max_length)
         task = search.Task(self.decoder, self.bos_idx, self.eos_idx, max_length, length_penalty)
         # Parts of a model may be in different modes, such as a frozen encoder in evaluation.
         modes = [(module, module.training) for module in self.modules()]

@@ -221,6 +221,14 @@ def test_bad_options_are_refused(options, message):
         small_model().generate(source, **options)
 
 
+@pytest.mark.parametrize("name", ["max_length", "beam_size", "num_return_sequences"])
+def test_numbers_that_are_not_whole_are_refused(name):
+    source, _, _ = random_batch()
+    options = {"strategy": "beam", name: 2.5}
+    with pytest.raises(TypeError, match=f"{name}: expected an integer, got 2.5"):
+        small_model().generate(source, **options)
+
+
 def test_bad_sources_are_refused():
     model = small_model()
     source, _, lengths = random_batch()
