@@ -45,7 +45,11 @@ def name_of(run: Run) -> str:
         "no attention" if model["attention"] == "none" else f"{model['attention']} attention"
     )
     library = "" if model["library"] == "seqkernels" else f", {model['library']}.nn"
-    return f"{model['cell'].upper()} {model['hidden']}, {attention}{library}"
+    # Runs from before there could be several do not say how many.
+    models = model.get("models", 1)
+    count = f"{models} x " if models > 1 else ""
+    together = " (together)" if models > 1 else ""
+    return f"{count}{model['cell'].upper()} {model['hidden']}{together}, {attention}{library}"
 
 
 def _values(group: list[Run], *names: str) -> list[float]:

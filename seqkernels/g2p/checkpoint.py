@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..seq2seq import Seq2Seq
 from .data import Symbols
 from .errors import G2PError
-from .model import ModelConfig, build_model
+from .model import Model, ModelConfig, build_model
 
 FORMAT = "seqkernels-g2p-1"
 
@@ -34,7 +33,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
-    def build(self, library: str = "seqkernels") -> Seq2Seq:
+    def build(self, library: str = "seqkernels") -> Model:
         """The model with its weights.
 
         Raises:

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cell", choices=("lstm", "gru"), default="lstm")
     add("--hidden", type=_even, default=256, help="width of the decoder's state, even")
     add("--layers", type=_count, default=1, help="recurrent layers of encoder and decoder each")
+    add("--models", type=_count, default=1, help="models that average their probabilities")
     add(
         "--attention",
         choices=("general", "dot", "additive", "none"),
@@ -84,6 +85,7 @@ def _train(parsed: argparse.Namespace, device: torch.device) -> int:
         cell=parsed.cell,
         hidden=parsed.hidden,
         layers=parsed.layers,
+        models=parsed.models,
         attention=parsed.attention,
         library=_library(parsed),
         beam=parsed.beam,

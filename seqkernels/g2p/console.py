@@ -4,10 +4,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from ..seq2seq import Seq2Seq
 from .data import Dictionary, Symbols
 from .errors import G2PError
-from .model import Answer, pronounce
+from .model import Answer, Model, pronounce
 from .train import Progress
 
 # Word error rates of others on held-out words of the whole current dictionary, without stress, as
@@ -86,7 +85,7 @@ def format_answers(word: str, answers: Sequence[Answer]) -> str:
     return "\n".join(lines)
 
 
-def say(model: Seq2Seq, symbols: Symbols, words: Sequence[str], *, beam: int, best: int) -> bool:
+def say(model: Model, symbols: Symbols, words: Sequence[str], *, beam: int, best: int) -> bool:
     """Print pronunciations of words; False where one of them could not be read."""
     good = True
     for word in words:
@@ -102,7 +101,7 @@ def say(model: Seq2Seq, symbols: Symbols, words: Sequence[str], *, beam: int, be
 
 
 def examples(
-    model: Seq2Seq, symbols: Symbols, dictionary: Dictionary, words: Sequence[str], *, beam: int
+    model: Model, symbols: Symbols, dictionary: Dictionary, words: Sequence[str], *, beam: int
 ) -> str:
     """Some words, what the model says and what the dictionary says."""
     lines = [f"{'word':16} {'model':36} dictionary"]
@@ -114,7 +113,7 @@ def examples(
     return "\n".join(lines)
 
 
-def prompt(model: Seq2Seq, symbols: Symbols, *, beam: int) -> None:
+def prompt(model: Model, symbols: Symbols, *, beam: int) -> None:
     """Pronounce what the user types until an empty line or the end of input."""
     print("Type words to see how they are pronounced; an empty line ends.")
     while True:

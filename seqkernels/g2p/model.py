@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..seq2seq import Decoder, Encoder, Seq2Seq
+from ..seq2seq import Decoder, Encoder, Ensemble, Seq2Seq
 from .data import BOS, EOS, PAD, Pronunciation, Symbols
 
+Model = Seq2Seq | Ensemble
 LONGEST = 40  # phonemes of an output; the longest in the dictionary has 28
 
 
@@ -26,6 +27,7 @@ class ModelConfig:
         embedding: width of an embedding.
         layers: recurrent layers of encoder and decoder each.
         dropout: probability between layers and before the output.
+        models: models that are trained side by side and average their probabilities.
     """
 
     cell: str = "lstm"
@@ -34,10 +36,16 @@ class ModelConfig:
     embedding: int = 64
     layers: int = 1
     dropout: float = 0.2
+    models: int = 1
 
 
-def build_model(config: ModelConfig, symbols: Symbols, library: str = "seqkernels") -> Seq2Seq:
+def build_model(config: ModelConfig, symbols: Symbols, library: str = "seqkernels") -> Model:
     """Build the model; `library="torch"` builds the same one from torch.nn, to compare with."""
+    members = [_one_model(config, symbols, library) for _ in range(config.models)]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _one_model(config: ModelConfig, symbols: Symbols, library: str) -> Seq2Seq:
     attends = config.attention != "none"
     # Dropout on embeddings costs 2 points of WER where a training lasts a few epochs.
     common = dict(
@@ -68,6 +76,11 @@ def build_model(config: ModelConfig, symbols: Symbols, library: str = "seqkernel
     return Seq2Seq(encoder, decoder, bos_idx=BOS, eos_idx=EOS)
 
 
+def members(model: Model) -> list[Seq2Seq]:
+    """The models that write together; of one model itself."""
+    return list(model.models) if isinstance(model, Ensemble) else [model]
+
+
 class Answer(NamedTuple):
     """A pronunciation and the probability that the model gives it."""
 
@@ -76,7 +89,7 @@ class Answer(NamedTuple):
 
 
 def pronounce(
-    model: Seq2Seq,
+    model: Model,
     symbols: Symbols,
     words: Sequence[str],
     *,

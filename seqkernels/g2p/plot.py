@@ -2,14 +2,13 @@
 
 import torch
 
-from ..seq2seq import Seq2Seq
 from ..svg import HeatMap, LineChart, Series, page
 from .data import Symbols
-from .model import pronounce
+from .model import Model, pronounce
 from .train import Progress
 
 
-def training_plot(progress: Progress, model: Seq2Seq, symbols: Symbols, word: str) -> str:
+def training_plot(progress: Progress, model: Model, symbols: Symbols, word: str) -> str:
     """An SVG document.
 
     Args:
@@ -36,7 +35,7 @@ def training_plot(progress: Progress, model: Seq2Seq, symbols: Symbols, word: st
     return page(charts)
 
 
-def _attention_map(model: Seq2Seq, symbols: Symbols, word: str) -> HeatMap:
+def _attention_map(model: Model, symbols: Symbols, word: str) -> HeatMap:
     pronunciation = pronounce(model, symbols, [word])[0][0].pronunciation
     device = next(model.parameters()).device
     source = torch.tensor([symbols.encode_word(word)], device=device).t()

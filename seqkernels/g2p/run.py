@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..seq2seq import Seq2Seq
 from .checkpoint import (
     Checkpoint,
     check_writable,
@@ -36,7 +35,7 @@ from .data import (
 )
 from .distributed import World
 from .errors import G2PError
-from .model import ModelConfig, build_model
+from .model import Model, ModelConfig, build_model
 from .plot import training_plot
 from .score import ErrorCounts
 from .train import Progress, Recipe, Trainer, score_words
@@ -53,6 +52,7 @@ class Options:
     cell: str = "lstm"
     hidden: int = 256
     layers: int = 1
+    models: int = 1
     attention: str = "general"
     library: str = "seqkernels"
     beam: int = 4
@@ -65,7 +65,7 @@ class Options:
     compare: bool = False
 
 
-def run(options: Options, device: torch.device, world: World) -> tuple[Seq2Seq, Symbols] | None:
+def run(options: Options, device: torch.device, world: World) -> tuple[Model, Symbols] | None:
     """Train, score and write what was asked for.
 
     Returns:
@@ -179,7 +179,13 @@ def _trainer(
     torch.manual_seed(options.seed)  # the same first weights in all processes
     if not options.resume:
         symbols = Symbols.of(dictionary)
-        config = ModelConfig(options.cell, options.hidden, options.attention, layers=options.layers)
+        config = ModelConfig(
+            options.cell,
+            options.hidden,
+            options.attention,
+            layers=options.layers,
+            models=options.models,
+        )
         model = build_model(config, symbols, options.library).to(device)
         batches = PairBatches(dictionary, split.train, symbols, recipe.batch_size)
         return Trainer(model, batches, recipe, world), symbols, config
@@ -261,6 +267,7 @@ def _results(
             "cell": config.cell,
             "hidden": config.hidden,
             "layers": config.layers,
+            "models": config.models,
             "attention": config.attention,
             "library": options.library,
             "beam": options.beam,
@@ -293,10 +300,10 @@ def _processor(device: torch.device) -> str:
 
 def _summary(results: dict[str, Any], options: Options) -> str:
     test, dev, beam = results["test"], results["dev"]["greedy"], f"beam {options.beam}"
-    attention = results["model"]["attention"]
-    name = f"this run, {attention} attention"
-    if attention == "none":
-        name = "this run, no attention"
+    attention, models = results["model"]["attention"], results["model"]["models"]
+    name = "this run, no attention" if attention == "none" else f"this run, {attention} attention"
+    if models > 1:
+        name += f", {models} models together"
     lines = [
         f"trained {results['minutes']:.1f} minutes, {results['epochs']:.1f} epochs, "
         f"{results['training_tokens_per_second']:,.0f} tokens/s",

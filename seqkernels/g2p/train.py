@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..seq2seq import Seq2Seq
 from .data import PAD, Batch, Dictionary, PairBatches, Symbols, tokens_of
 from .distributed import World
-from .model import pronounce
+from .model import Model, members, pronounce
 from .score import ErrorCounts, count_errors
 
 
@@ -76,11 +75,21 @@ class Progress:
     dev: list[tuple[float, float, float]] = field(default_factory=list)
 
 
-def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross entropy of a phoneme, in nats, with the whole target in one decoder call."""
+def batch_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross entropy of a phoneme, in nats, for each model that writes, [models].
+
+    Each has the whole target in one decoder call.
+    """
     source, target = batch
-    scores = model(source, target)[1:]
-    return nn.functional.cross_entropy(scores.flatten(0, 1), target[1:].flatten(), ignore_index=PAD)
+    scores = model(source, target)
+    each = scores if isinstance(scores, tuple) else (scores,)
+    wanted = target[1:].flatten()
+    return torch.stack(
+        [
+            nn.functional.cross_entropy(own[1:].flatten(0, 1), wanted, ignore_index=PAD)
+            for own in each
+        ]
+    )
 
 
 class Trainer:
@@ -96,7 +105,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Seq2Seq,
+        model: Model,
         batches: PairBatches,
         recipe: Recipe,
         world: World | None = None,
@@ -116,15 +125,17 @@ class Trainer:
             self.wrapped = nn.parallel.DistributedDataParallel(model)
 
     def step(self, batch: Batch, learning_rate: float) -> Tensor:
-        """One optimiser step; returns the loss before it."""
+        """One optimiser step; returns the loss before it, the mean over the models."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = batch_loss(self.wrapped, batch)
+        losses = batch_losses(self.wrapped, batch)
         self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        # Each model learns as if alone: from its own loss, clipped by its own norm.
+        losses.sum().backward()
+        for model in members(self.model):
+            nn.utils.clip_grad_norm_(model.parameters(), self.recipe.clip)
         self.optimizer.step()
-        return loss.detach()
+        return losses.detach().mean()
 
     def run(
         self,
@@ -216,7 +227,7 @@ class _Clock:
 
 
 def score_words(
-    model: Seq2Seq,
+    model: Model,
     symbols: Symbols,
     dictionary: Dictionary,
     words: list[str],

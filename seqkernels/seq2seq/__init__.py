@@ -4,6 +4,7 @@ from .attention import Attention, Memory
 from .bridge import Bridge
 from .decoder import Decoder
 from .encoder import Encoder
+from .ensemble import Ensemble
 from .model import Seq2Seq
 from .sampling import teacher_forcing_ratio
 from .search import Generation
@@ -16,6 +17,7 @@ __all__ = [
     "DecoderLSTM",
     "Encoder",
     "EncoderLSTM",
+    "Ensemble",
     "Generation",
     "Memory",
     "Seq2Seq",

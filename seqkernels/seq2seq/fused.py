@@ -10,6 +10,8 @@ from .layers import CELL_OPTIONS, LIBRARIES, hooked
 
 def refusal(decoder: Decoder, carry: Carry) -> str | None:
     """Why the fused op cannot run this decoder, or None if it can."""
+    if not isinstance(decoder, Decoder):
+        return "several models write together"
     kind, _ = CELL_OPTIONS[decoder.cell]
     device, dtype = carry.states[0].device, decoder.output.weight.dtype
     if decoder.attention is not None:

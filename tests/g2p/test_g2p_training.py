@@ -84,6 +84,32 @@ def test_the_same_steps_as_with_torch_layers(dictionary):
         )
 
 
+def test_models_together_learn_as_if_alone(dictionary):
+    together, symbols, config = make_trainer(dictionary, dropout=0.0, models=2)
+    alone = []
+    for number in range(2):
+        model = build_model(replace(config, models=1), symbols)
+        model.load_state_dict(together.model.models[number].state_dict())
+        alone.append(Trainer(model, together.batches, Recipe()))
+    for batch in islice(together.batches.epoch(torch.Generator().manual_seed(0)), 5):
+        loss = together.step(batch, 2e-3).item()
+        assert loss == pytest.approx(sum(t.step(batch, 2e-3).item() for t in alone) / 2)
+    for number, trainer in enumerate(alone):
+        for name, weight in trainer.model.state_dict().items():
+            torch.testing.assert_close(weight, together.model.models[number].state_dict()[name])
+
+
+def test_models_together_are_kept_and_continued(tmp_path, capsys):
+    checkpoint, result = tmp_path / "model.safetensors", tmp_path / "result.json"
+    options = replace(QUICK, models=2, cell="gru", checkpoint=checkpoint, plot=tmp_path / "p.svg")
+    run(options, CPU, World())
+    run(replace(options, models=1, resume=True, minutes=0.04, json=result), CPU, World())
+    assert json.loads(result.read_text())["model"]["models"] == 2
+    capsys.readouterr()
+    assert main(["--checkpoint", str(checkpoint), "--say", "Banana"]) == 0
+    assert capsys.readouterr().out.startswith("banana")
+
+
 def test_answers_keep_the_order_of_the_words(dictionary):
     trainer, symbols, _ = make_trainer(dictionary)
     words = ["on", "banana", "at", "a", "bananas", "on"]
