@@ -26,10 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--minutes", type=_positive, default=5.0, help="training time; the schedule scales to it")
     add("--seed", type=int, default=0)
-    add("--cell", choices=("lstm", "gru"), default="lstm")
+    add("--cell", choices=("lstm", "gru"), default="gru")
     add("--hidden", type=_even, default=256, help="width of the decoder's state, even")
     add("--layers", type=_count, default=1, help="recurrent layers of encoder and decoder each")
-    add("--models", type=_count, default=1, help="models that average their probabilities")
+    add("--models", type=_count, default=2, help="models that average their probabilities")
     add(
         "--attention",
         choices=("general", "dot", "additive", "none"),

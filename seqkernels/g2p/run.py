@@ -38,7 +38,7 @@ from .errors import G2PError
 from .model import Model, ModelConfig, build_model
 from .plot import training_plot
 from .score import ErrorCounts
-from .train import Progress, Recipe, Trainer, score_words
+from .train import LEARNING_RATES, Progress, Recipe, Trainer, score_words
 
 PLOTTED_WORD = "pronunciation"
 
@@ -49,10 +49,10 @@ class Options:
 
     minutes: float = 5.0
     seed: int = 0
-    cell: str = "lstm"
+    cell: str = "gru"
     hidden: int = 256
     layers: int = 1
-    models: int = 1
+    models: int = 2
     attention: str = "general"
     library: str = "seqkernels"
     beam: int = 4
@@ -175,7 +175,7 @@ def _trainer(
     report,
 ) -> tuple[Trainer, Symbols, ModelConfig]:
     """A trainer at the beginning, or where the checkpoint ends."""
-    recipe = Recipe(minutes=options.minutes, seed=options.seed)
+    recipe = Recipe(options.minutes, options.seed, learning_rate=LEARNING_RATES[options.cell])
     torch.manual_seed(options.seed)  # the same first weights in all processes
     if not options.resume:
         symbols = Symbols.of(dictionary)
@@ -197,7 +197,8 @@ def _trainer(
             "and --words"
         )
     try:
-        recipe = replace(recipe, seed=state.pop("seed"))
+        rate = LEARNING_RATES[checkpoint.config.cell]
+        recipe = replace(recipe, seed=state.pop("seed"), learning_rate=rate)
         progress = Progress(**state)
     except (KeyError, TypeError) as error:
         raise G2PError(f"{options.checkpoint}: its progress is damaged: {error!r}") from error

@@ -13,6 +13,10 @@ from .model import Model, members, pronounce
 from .score import ErrorCounts, count_errors
 
 
+# Of Adam, by cell. A GRU at the LSTM's rate ends two points of WER worse.
+LEARNING_RATES = {"lstm": 4e-3, "gru": 2e-3}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train; the learning rate follows the share of the budget that is used up.
