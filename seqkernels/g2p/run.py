@@ -196,13 +196,17 @@ def _trainer(
             f"{options.checkpoint} was trained with other test words; give the same --test-words "
             "and --words"
         )
+    model = checkpoint.build(options.library).to(device)
+    cell = checkpoint.config.cell
+    if cell not in LEARNING_RATES:
+        known = " or ".join(LEARNING_RATES)
+        raise G2PError(f"{options.checkpoint} is of the cell {cell!r}; only {known} is trained on")
+    rate = LEARNING_RATES[cell]
     try:
-        rate = LEARNING_RATES[checkpoint.config.cell]
         recipe = replace(recipe, seed=state.pop("seed"), learning_rate=rate)
         progress = Progress(**state)
     except (KeyError, TypeError) as error:
         raise G2PError(f"{options.checkpoint}: its progress is damaged: {error!r}") from error
-    model = checkpoint.build(options.library).to(device)
     batches = PairBatches(dictionary, split.train, checkpoint.symbols, recipe.batch_size)
     trainer = Trainer(model, batches, recipe, world, progress)
     restore_optimizer(model, trainer.optimizer, checkpoint.optimizer)

@@ -165,6 +165,7 @@ def test_a_training_is_continued_where_it_ended(tmp_path, capsys):
     run(replace(options, resume=True, minutes=0.04), CPU, World())
     written = json.loads(result.read_text())
     assert written["seed"] == written["recipe"]["seed"] == 5
+    assert written["recipe"]["learning_rate"] == 2e-3
     model = written["model"]
     assert (model["cell"], model["hidden"], model["attention"]) == ("gru", 32, "general")
     printed = capsys.readouterr().out
@@ -173,7 +174,7 @@ def test_a_training_is_continued_where_it_ended(tmp_path, capsys):
     assert second.progress["seconds"] >= 0.04 * 60 > first.progress["seconds"]
     assert second.progress["steps"] > first.progress["steps"]
     assert second.progress["seed"] == 5
-    kind = "encoder.embedding.weight.step"
+    kind = "models.1.encoder.embedding.weight.step"
     assert second.optimizer[kind] == second.progress["steps"]
     # A finished one is not trained further.
     run(replace(options, resume=True, minutes=0.04), CPU, World())
@@ -287,6 +288,15 @@ def test_damage_inside_a_checkpoint_is_named(tmp_path, damage, message):
     checkpoint, options = whole_checkpoint(tmp_path)
     save_checkpoint(options.checkpoint, damage(checkpoint))
     with pytest.raises(G2PError, match=message):
+        run(options, CPU, World())
+
+
+def test_a_cell_without_a_recipe_is_not_continued(tmp_path):
+    checkpoint, options = whole_checkpoint(tmp_path)
+    config = replace(checkpoint.config, cell="rnn")
+    weights = build_model(config, checkpoint.symbols).state_dict()
+    save_checkpoint(options.checkpoint, checkpoint._replace(config=config, weights=weights))
+    with pytest.raises(G2PError, match="cell 'rnn'; only lstm or gru"):
         run(options, CPU, World())
 
 
