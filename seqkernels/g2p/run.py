@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,6 @@ def _trainer(
     report,
 ) -> tuple[Trainer, Symbols, ModelConfig]:
     """A trainer at the beginning, or where the checkpoint ends."""
-    recipe = Recipe(options.minutes, options.seed, learning_rate=LEARNING_RATES[options.cell])
     torch.manual_seed(options.seed)  # the same first weights in all processes
     if not options.resume:
         symbols = Symbols.of(dictionary)
@@ -187,6 +186,8 @@ def _trainer(
             models=options.models,
         )
         model = build_model(config, symbols, options.library).to(device)
+        rate = LEARNING_RATES[config.cell]
+        recipe = Recipe(options.minutes, options.seed, learning_rate=rate)
         batches = PairBatches(dictionary, split.train, symbols, recipe.batch_size)
         return Trainer(model, batches, recipe, world), symbols, config
     checkpoint = load_checkpoint(options.checkpoint)
@@ -201,12 +202,12 @@ def _trainer(
     if cell not in LEARNING_RATES:
         known = " or ".join(LEARNING_RATES)
         raise G2PError(f"{options.checkpoint} is of the cell {cell!r}; only {known} is trained on")
-    rate = LEARNING_RATES[cell]
     try:
-        recipe = replace(recipe, seed=state.pop("seed"), learning_rate=rate)
+        seed = state.pop("seed")
         progress = Progress(**state)
     except (KeyError, TypeError) as error:
         raise G2PError(f"{options.checkpoint}: its progress is damaged: {error!r}") from error
+    recipe = Recipe(options.minutes, seed, learning_rate=LEARNING_RATES[cell])
     batches = PairBatches(dictionary, split.train, checkpoint.symbols, recipe.batch_size)
     trainer = Trainer(model, batches, recipe, world, progress)
     restore_optimizer(model, trainer.optimizer, checkpoint.optimizer)

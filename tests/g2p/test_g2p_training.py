@@ -12,53 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from g2p_runs import CPU, QUICK, make_trainer
 
-from seqkernels.g2p import G2PError, ModelConfig, build_model, main, pronounce, read_dictionary
+from seqkernels.g2p import G2PError, build_model, main, pronounce
 from seqkernels.g2p import run as run_module
-from seqkernels.g2p.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from seqkernels.g2p.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from seqkernels.g2p.console import prompt
-from seqkernels.g2p.data import PairBatches, Symbols
 from seqkernels.g2p.distributed import World
-from seqkernels.g2p.run import Options, run
+from seqkernels.g2p.run import run
 from seqkernels.g2p.train import Progress, Recipe, Trainer, score_words
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CPU = torch.device("cpu")
-QUICK = Options(minutes=0.02, hidden=32, words=400)
 QUICK_ARGUMENTS = ["--minutes", "0.02", "--hidden", "32", "--words", "400"]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return read_dictionary()
-
-
-@pytest.fixture(scope="module")
-def dictionary(whole):
-    return {word: whole[word] for word in islice(whole, 0, None, 900)}
-
-
-@pytest.fixture(autouse=True)
-def read_once(whole, monkeypatch):
-    """The dictionary is read once for all tests: it takes longer than most of them."""
-    monkeypatch.setattr(run_module, "read_dictionary", lambda: whole)
-
-
-def make_trainer(dictionary, library="seqkernels", **options):
-    torch.manual_seed(0)
-    symbols = Symbols.of(dictionary)
-    config = ModelConfig(hidden=64, **options)
-    model = build_model(config, symbols, library)
-    batches = PairBatches(dictionary, list(dictionary), symbols, 32)
-    return Trainer(model, batches, Recipe()), symbols, config
+pytestmark = pytest.mark.usefixtures("one_thread", "read_once")
 
 
 @pytest.mark.parametrize(("cell", "attention"), [("lstm", "general"), ("gru", "none")])
@@ -202,102 +169,6 @@ def test_an_interrupted_training_keeps_its_last_step(tmp_path, capsys, monkeypat
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_checkpoint(path).progress["steps"] == 3
     assert "--resume continues" in capsys.readouterr().out
-
-
-def test_writing_is_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(number):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(G2PError, match="No space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_checkpoints_that_are_none_are_refused(tmp_path, dictionary, capsys):
-    trainer, symbols, config = make_trainer(dictionary)
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(G2PError, match="there is no checkpoint"):
-        load_checkpoint(path)
-    weights = trainer.model.state_dict()
-    whole = Checkpoint(config, symbols, {}, weights, {})
-    save_checkpoint(path, whole)
-    content = path.read_bytes()
-    for damaged in (content[:-100], content[:20], b"", b"PK\x03\x04 something else"):
-        path.write_bytes(damaged)
-        with pytest.raises(G2PError, match="not a whole safetensors file"):
-            load_checkpoint(path)
-    assert main(["--checkpoint", str(path), "--say", "hello"]) == 2
-    assert "not a whole safetensors file" in capsys.readouterr().err
-    from safetensors.torch import save_file
-
-    save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(G2PError, match="not a checkpoint of seqkernels.g2p"):
-        load_checkpoint(path)
-    save_checkpoint(path, whole._replace(config=replace(config, hidden=128)))
-    with pytest.raises(G2PError, match="does not fit its own configuration"):
-        load_checkpoint(path).build()
-    path.write_bytes(content.replace(b"attention", b"attentiom", 1))
-    with pytest.raises(G2PError, match="description is damaged"):
-        load_checkpoint(path)
-
-
-def whole_checkpoint(tmp_path):
-    """A checkpoint of a short run, with its options to continue."""
-    options = replace(QUICK, checkpoint=tmp_path / "model.safetensors")
-    run(options, CPU, World())
-    return load_checkpoint(options.checkpoint), replace(options, resume=True, minutes=1.0)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda c: c._replace(config=replace(c.config, cell="foo")), "unknown cell 'foo'"),
-        (lambda c: c._replace(config=replace(c.config, hidden="x")), "its own configuration"),
-        (lambda c: c._replace(progress=c.progress | {"speed": 1}), "its progress is damaged"),
-        (
-            lambda c: c._replace(progress={k: v for k, v in c.progress.items() if k != "seed"}),
-            "its progress is damaged: KeyError",
-        ),
-        (lambda c: c._replace(optimizer={}), "optimiser state is damaged: .* is missing"),
-        (
-            lambda c: c._replace(
-                optimizer={k: v for k, v in c.optimizer.items() if not k.endswith("exp_avg_sq")}
-            ),
-            "exp_avg_sq is missing",
-        ),
-        (
-            lambda c: c._replace(optimizer=c.optimizer | {"nobody.step": torch.zeros(())}),
-            "nobody.step is of no parameter",
-        ),
-        (
-            lambda c: c._replace(
-                optimizer={
-                    k: v[:1] if k.endswith("weight.exp_avg") else v for k, v in c.optimizer.items()
-                }
-            ),
-            r"exp_avg is \[1, ",
-        ),
-    ],
-)
-def test_damage_inside_a_checkpoint_is_named(tmp_path, damage, message):
-    checkpoint, options = whole_checkpoint(tmp_path)
-    save_checkpoint(options.checkpoint, damage(checkpoint))
-    with pytest.raises(G2PError, match=message):
-        run(options, CPU, World())
-
-
-def test_a_cell_without_a_recipe_is_not_continued(tmp_path):
-    checkpoint, options = whole_checkpoint(tmp_path)
-    config = replace(checkpoint.config, cell="rnn")
-    weights = build_model(config, checkpoint.symbols).state_dict()
-    save_checkpoint(options.checkpoint, checkpoint._replace(config=config, weights=weights))
-    with pytest.raises(G2PError, match="cell 'rnn'; only lstm or gru"):
-        run(options, CPU, World())
 
 
 def test_words_that_cannot_be_said_are_named(tmp_path, dictionary, capsys):
