@@ -7,7 +7,8 @@ CUDA.
 Environment:
     SEQKERNELS_CUDA: 1 demands the CUDA kernels, 0 leaves them out; by default they are built where
         nvcc is.
-    SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80;90a;100a".
+    SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80+PTX;90a;100a". One with
+        +PTX also runs, compiled by the driver, on all that are newer.
     CUDA_HOME: the CUDA toolkit, by default /usr/local/cuda.
     CXX: the C++ compiler, by default g++. MAX_JOBS: parallel compilations.
 """
@@ -52,6 +53,8 @@ CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/binding.cpp",
     "csrc/cuda/stepwise.cpp",
     "csrc/cuda/persistent.cpp",
+    "csrc/cuda/plan_cache.cpp",
+    "csrc/cuda/device_facts.cpp",
     "csrc/cuda/precision.cpp",
     "csrc/cuda/runtime.cu",
     "csrc/cuda/cell.cu",
@@ -60,12 +63,15 @@ CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/persistent_float32.cu",
+    "csrc/cuda/persistent_float32_backward.cu",
     "csrc/cuda/stacked_half.cu",
     "csrc/cuda/stacked_bfloat16.cu",
     "csrc/cuda/stacked_tf32.cu",
     "csrc/cuda/stacked_float32.cu",
     "csrc/cuda/decode_binding.cpp",
-    "csrc/cuda/decode.cu",
+    "csrc/cuda/decode_float32.cu",
+    "csrc/cuda/decode_half.cu",
+    "csrc/cuda/decode_bfloat16.cu",
 ]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -130,7 +136,7 @@ def write_ninja(path, output, torch_dir, cuda):
     host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
     host += [f"-isystem {sysconfig.get_paths()['include']}"]
-    archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "80;90a;100a").split(";")
+    archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "80+PTX;90a;100a").split(";")
     if cuda:
         host += ["-DSK_WITH_CUDA", f"-isystem {cuda / 'include'}"]
         host += [f"'-DSK_CUDA_ARCHS=\"{';'.join(archs)}\"'"]
@@ -152,7 +158,11 @@ def write_ninja(path, output, torch_dir, cuda):
             description="C++ $in",
         )
         if cuda:
-            gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+            gencode = []
+            for arch in archs:
+                name, _, ptx = arch.partition("+")
+                codes = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
+                gencode.append(f"'-gencode=arch=compute_{name},code={codes}'")
             nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
             nvcc += ["--threads=2", *gencode]
             ninja.rule(

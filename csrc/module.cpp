@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <map>
 #include <string>
-#include <tuple>
 
 #include "cuda/plan.h"
 #ifdef SK_WITH_CUDA
-#include "cuda/launch.h"
+#include "cuda/plan_cache.h"
 #endif
 
 #ifndef SK_CUDA_ARCHS
@@ -89,46 +88,63 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
 }
 
 #ifdef SK_WITH_CUDA
-// Why the persistent kernels cannot run a call on the current device, or None. The backward of
-// stacked layers may share a launch as well, or have one for each.
-py::object persistent_refusal(const std::string& cell, const std::string& dtype, int64_t batch,
-                              int64_t hidden, bool training, int directions, int layers,
-                              bool backward_apart) {
-  static DeviceFacts facts;
-  if (facts.major == 0) {
-    const int error = query_device(&facts);
-    if (error != 0) return py::str(std::string("there is no usable GPU: ") + error_name(error));
+// A reason, or None where there is none.
+py::object reason(const std::string& text) {
+  return text.empty() ? py::object(py::none()) : py::object(py::str(text));
+}
+
+py::object device_refusal(int device) {
+  DeviceFacts facts;
+  return reason(device_facts(device, &facts));
+}
+
+py::dict facts_of(int device) {
+  DeviceFacts facts;
+  const std::string refusal = device_facts(device, &facts);
+  if (!refusal.empty()) throw std::runtime_error(refusal);
+  py::dict result;
+  result["major"] = facts.major;
+  result["minor"] = facts.minor;
+  result["image"] = facts.image;
+  result["processors"] = facts.processors;
+  result["shared_per_block"] = facts.shared_per_block;
+  result["max_units"] = facts.max_units;
+  result["max_cluster"] = facts.max_cluster;
+  py::list clusters;
+  for (const int count : facts.clusters) clusters.append(count);
+  result["clusters"] = clusters;
+  return result;
+}
+
+py::list spin_report() {
+  py::list result;
+  for (const SpinReport& r : spin_reports()) {
+    py::dict record;
+    record["wait"] = r.wait;
+    record["block"] = r.block;
+    record["thread"] = r.thread;
+    record["round"] = r.round;
+    record["peer"] = r.peer;
+    record["polls"] = r.polls;
+    result.append(record);
   }
-  if (facts.major < 8) return py::str("it needs compute capability 8.0 or newer");
+  return result;
+}
+
+py::object refusal_of_call(const std::string& cell, const std::string& dtype, int64_t batch,
+                           int64_t hidden, bool training, int directions, int layers,
+                           bool backward_apart, int device) {
+  DeviceFacts facts;
+  if (device < 0) current_device(&device);
+  const std::string refusal = device_facts(device, &facts);
+  if (!refusal.empty()) return py::str(refusal);
   if (dtype == "float64") return py::str("there is no persistent kernel for float64");
-  PlanRequest request;
+  PlanRequest request = request_for(facts);
   request.cell = cell_named(cell);
   request.math = math_named(dtype == "float32" && tf32_allowed() ? "tf32" : dtype);
   request.batch = batch, request.hidden = hidden;
-  request.processors = facts.processors;
-  request.shared_per_block = facts.shared_per_block;
-  request.max_cluster = facts.max_cluster;
-  request.max_units = facts.max_units;
-  std::copy_n(facts.clusters, 4, request.clusters);
-  // Plans take tens of microseconds, and every call of a layer asks.
-  using Question = std::tuple<Cell, Math, int64_t, int64_t, bool, int, int, bool>;
-  static std::map<Question, std::string> answers;
-  if (answers.size() > 1000) answers.clear();
-  const Question question{request.cell, request.math, batch,  hidden,
-                          training,     directions,   layers, backward_apart};
-  const auto [answer, fresh] = answers.try_emplace(question);
-  for (int backward = 0; fresh && backward <= (training ? 1 : 0); ++backward) {
-    request.backward = backward != 0;
-    const bool apart = layers > 1 && backward && backward_apart;
-    request.stacked = layers > 1 && !apart;
-    request.parts = apart ? 1 : std::max(directions, layers);
-    const std::string refusal = make_joint_plan(request).refusal;
-    if (refusal.empty()) continue;
-    answer->second = (backward ? "in the backward, " : "") + refusal;
-    break;
-  }
-  if (answer->second.empty()) return py::none();
-  return py::str(answer->second);
+  return reason(
+      persistent_refusal(request, {training, directions, layers, backward_apart}, device));
 }
 #endif
 
@@ -138,10 +154,24 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of seqkernels; importing it registers torch.ops.seqkernels.";
 #ifdef SK_WITH_CUDA
   m.attr("with_cuda") = true;
-  m.def("persistent_refusal", &persistent_refusal,
-        "Why the persistent kernels cannot run a call on this device, or None.", py::arg("cell"),
+  m.attr("spin_limit") = spin_limit();
+  m.def("spin_report", &spin_report,
+        "Where kernels gave up waiting: one record for each block, of a build with a spin limit. "
+        "Numbers that are not known are -1.");
+  m.def("device_refusal", &device_refusal,
+        "Why no CUDA kernel can run on a device (-1: the current one), or None.",
+        py::arg("device") = -1);
+  m.def("device_facts", &facts_of, "What plans for a device are made from; asked once.",
+        py::arg("device") = -1);
+  m.def("limit_plans", &limit_facts,
+        "Make plans as for a device that has no more than this (0: no limit), in the whole "
+        "process: tests and measurements reach every decomposition at small sizes.",
+        py::arg("max_cluster") = 0, py::arg("max_units") = 0, py::arg("shared_per_block") = 0);
+  m.def("persistent_refusal", &refusal_of_call,
+        "Why the persistent kernels cannot run a call on a device, or None.", py::arg("cell"),
         py::arg("dtype"), py::arg("batch"), py::arg("hidden_size"), py::arg("training") = false,
-        py::arg("directions") = 1, py::arg("layers") = 1, py::arg("backward_apart") = false);
+        py::arg("directions") = 1, py::arg("layers") = 1, py::arg("backward_apart") = false,
+        py::arg("device") = -1);
 #else
   m.attr("with_cuda") = false;
 #endif

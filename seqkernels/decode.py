@@ -130,7 +130,7 @@ def greedy(
         raise RuntimeError(
             "greedy decoding has no gradient: call it under torch.no_grad() or inference_mode()"
         )
-    return _choose(call, backend).run(call, spec)
+    return dispatch.again_if_refused(lambda: _choose(call, backend).run(call, spec))
 
 
 def _spec(cell: str) -> CellSpec:

@@ -147,7 +147,17 @@ def _stepwise(call: Call) -> str | None:
         return f"the compiled module is missing: {_extension.REASON}"
     if not _extension.C.with_cuda:
         return "the extension was compiled without CUDA"
-    return _compiled(call)
+    return _device(_index(call.device)) or _compiled(call)
+
+
+def _index(device: torch.device) -> int:
+    return -1 if device.index is None else device.index
+
+
+@torch.compiler.assume_constant_result
+def _device(index: int) -> str | None:
+    """Why no CUDA kernel can run on a device: an old driver, no code for it."""
+    return _extension.C.device_refusal(index)
 
 
 @torch.compiler.assume_constant_result
@@ -173,6 +183,7 @@ def _persistent(call: Call) -> str | None:
         call.directions,
         call.layers,
         call.backward_apart is not None,
+        _index(call.device),
     )
 
 
@@ -278,6 +289,26 @@ def choose(call: Call, name: str | None = None) -> Backend:
     if _record is not None:
         _record.append((call, name))
     return _choose(call, name)
+
+
+# How csrc/cuda/launch.h says that the driver does not take a launch that was planned.
+_REFUSED = "the driver refuses its launch"
+
+
+def again_if_refused(run: Callable):
+    """The result of `run`, which chooses a backend and calls it.
+
+    A launch that the driver refuses is remembered. So `run` is called a second time, and chooses
+    another backend, or raises with the reason where the user has named the one that is refused.
+    """
+    if torch.compiler.is_compiling():
+        return run()
+    try:
+        return run()
+    except RuntimeError as error:
+        if _REFUSED not in str(error):
+            raise
+    return run()
 
 
 def may_join(device: torch.device) -> bool:

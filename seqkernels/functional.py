@@ -128,25 +128,32 @@ def sequence(
         bias=bias_ih is not None,
         apart=apart,
     )
-    chosen = dispatch.choose(call, backend)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    layout = (lengths, batch_sizes, reset, reverse)
+    return dispatch.again_if_refused(
+        lambda: _sequence(dispatch.choose(call, backend), call, x, state, weights, layout)
+    )
+
+
+def _sequence(chosen, call, x, state, weights, layout):
+    """What `sequence` returns, on the chosen backend."""
+    spec, training = CELLS[call.cell], call.training
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     if chosen.name == "onednn":
-        return _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse)
+        return _onednn(x, state, *weights, call.reverse)
     if chosen.suffix is None:
         gates_x = F.linear(x, weight_ih, bias_ih)
-        return reference_sequence(
-            spec, gates_x, weight_hh, bias_hh, state, lengths, batch_sizes, reset, reverse
-        )
+        return reference_sequence(spec, gates_x, weight_hh, bias_hh, state, *layout)
     h_0, c_0 = state if spec.states == 2 else (state[0], None)
-    layout = (lengths, batch_sizes, reset, reverse, training or return_c_sequence)
+    layout = (*layout, training or call.c_sequence)
     if training:
         compiling = torch.compiler.is_compiling()
-        layer = ops.get(f"{cell}_layer") if compiling else EAGER[cell]
-        inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)
-        results = layer(*inputs, *layout, chosen.suffix)
+        layer = ops.get(f"{call.cell}_layer") if compiling else EAGER[call.cell]
+        results = layer(x, *weights, h_0, c_0, *layout, chosen.suffix)
     else:
         bias_x, bias_h = fold_bias(spec, bias_ih, bias_hh)
         gates_x = linear(x, weight_ih, bias_x)
-        run = ops.get(f"{cell}_sequence{chosen.suffix}")
+        run = ops.get(f"{call.cell}_sequence{chosen.suffix}")
         if torch.compiler.is_compiling():
             results = run(gates_x, weight_hh, bias_h, h_0, c_0, *layout)
         else:  # Past the op's autograd, which is registered in Python and costs 5 us.
@@ -155,7 +162,7 @@ def sequence(
     output, h_n, c_n, c_sequence, _ = results
     if spec.states == 1:
         return output, (h_n,), None
-    return output, (h_n, c_n), c_sequence if return_c_sequence else None
+    return output, (h_n, c_n), c_sequence if call.c_sequence else None
 
 
 def joined(
@@ -218,28 +225,35 @@ def joined(
         directions=1 if stacked else count,
         layers=count if stacked else 1,
     )
-    chosen = dispatch.join(call, backend)
-    if isinstance(chosen, str):
-        return chosen
-    suffix, backward_apart = chosen.backend.suffix, chosen.backward_apart is not None
     inputs = Inputs(
         x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
     )
     found = Weights(ih, hh, bias_ih, bias_hh)
-    if not training:
-        results = joined_forward(spec, inputs, found, stacked, return_c_sequence, suffix)
+    return dispatch.again_if_refused(
+        lambda: _joined(dispatch.join(call, backend), call, inputs, found)
+    )
+
+
+def _joined(chosen, call, inputs, weights):
+    """What `joined` returns, on the chosen backend; a string where there is none."""
+    if isinstance(chosen, str):
+        return chosen
+    spec, stacked = CELLS[call.cell], call.layers > 1
+    suffix, backward_apart = chosen.backend.suffix, chosen.backward_apart is not None
+    if not call.training:
+        results = joined_forward(spec, inputs, weights, stacked, call.c_sequence, suffix)
     elif torch.compiler.is_compiling():
-        op = ops.get(f"{cell}_joined")
+        op = ops.get(f"{call.cell}_joined")
         x, *others = inputs
-        results = op(x, *found, *others, stacked, True, suffix, backward_apart)
+        results = op(x, *weights, *others, stacked, True, suffix, backward_apart)
     else:
-        results = EAGER_JOINED[cell](inputs, found, stacked, suffix, backward_apart)
+        results = EAGER_JOINED[call.cell](inputs, weights, stacked, suffix, backward_apart)
     output, h_n, c_n, c_sequence = results[:4]
-    if stacked and not training:
-        output, c_sequence = output[-1], c_sequence[-1] if return_c_sequence else None
+    if stacked and not call.training:
+        output, c_sequence = output[-1], c_sequence[-1] if call.c_sequence else None
     if spec.states == 1:
         return output, (h_n,), None
-    return output, (h_n, c_n), c_sequence if return_c_sequence else None
+    return output, (h_n, c_n), c_sequence if call.c_sequence else None
 
 
 def _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse):

@@ -1,5 +1,8 @@
-// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.cu. For the emulator the same file
+// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.h. For the emulator the same file
 // serves CPU tensors in a library of its own, schemas included.
+#include <map>
+#include <mutex>
+
 #include "decode_launch.h"
 #include "tensors.h"
 
@@ -17,15 +20,38 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-DeviceFacts facts_here() {
-  DeviceFacts facts;
-  const int error = query_device(&facts);
-  STD_TORCH_CHECK(error == 0, "seqkernels: device query failed: ", error_name(error));
-  return facts;
-}
-
 int element_size(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+int launch_decode(Cell cell, Dtype dtype, const DecodeArgs& args, void* stream) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return launch_decode_float32(cell, args, stream);
+    case Dtype::kFloat16:
+      return launch_decode_half(cell, args, stream);
+    case Dtype::kBFloat16:
+      return launch_decode_bfloat16(cell, args, stream);
+    case Dtype::kFloat64:
+      break;
+  }
+  return 1;  // cudaErrorInvalidValue
+}
+
+// Launches that the driver has refused, by all that they depend on.
+using Refused = std::map<std::array<int64_t, 9>, std::string>;
+std::mutex mutex;
+Refused refused;
+std::array<int64_t, 9> key_of(const DecodeSizes& s, int device) {
+  return {s.gates,  s.states,     s.layers,       s.rows, s.embedding,
+          s.hidden, s.vocabulary, s.element_size, device};
+}
+std::string decode_refusal(const DecodeSizes& sizes, const OnDevice& device) {
+  const DecodePlan plan = decode_plan(sizes, device.facts);
+  if (plan.refusal != nullptr) return plan.refusal;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = refused.find(key_of(sizes, device.index));
+  return found == refused.end() ? "" : found->second;
 }
 
 std::string greedy_refusal(Tensor embedding, int64_t gates, int64_t states, int64_t layers,
@@ -36,8 +62,7 @@ std::string greedy_refusal(Tensor embedding, int64_t gates, int64_t states, int6
   sizes.rows = int(rows), sizes.hidden = int(hidden), sizes.vocabulary = int(vocabulary);
   sizes.embedding = int(embedding.size(1));
   sizes.element_size = element_size(dtype_of(embedding, "greedy"));
-  const char* refusal = decode_plan(sizes, facts_here()).refusal;
-  return refusal == nullptr ? "" : refusal;
+  return decode_refusal(sizes, device);
 }
 
 struct Weights {
@@ -104,9 +129,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
                   ": max_length is ", max_length, ", eos ", eos, " of ", args.sizes.vocabulary,
                   " tokens");
   const OnDevice device(w.embedding);
-  args.plan = decode_plan(args.sizes, facts_here());
-  STD_TORCH_CHECK(args.plan.refusal == nullptr, "seqkernels::", op,
-                  ": the persistent kernel cannot run this call: ", args.plan.refusal);
+  args.plan = decode_plan(args.sizes, device.facts);
+  const std::string refusal = decode_refusal(args.sizes, device);
+  STD_TORCH_CHECK(refusal.empty(), "seqkernels::", op,
+                  ": the persistent kernel cannot run this call: ", refusal);
 
   const int64_t rows = args.sizes.rows, blocks = args.plan.blocks;
   const auto integers = [&](std::vector<int64_t> sizes, ScalarType type) {
@@ -145,7 +171,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
   args.lengths = lengths.mutable_data_ptr<int64_t>();
   args.log_probs = static_cast<float*>(out(log_probs));
   args.h_n = out(h_n), args.c_n = out(c_n);
-  check_launch(launch_decode(spec.cell, dtype, args, device.stream), op);
+  const int error = launch_decode(spec.cell, dtype, args, device.stream);
+  if (refuses_launch(error)) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    refused[key_of(args.sizes, device.index)] = refusal_of(error);
+    STD_TORCH_CHECK(false, "seqkernels::", op, ": ", refusal_of(error));
+  }
+  check_launch(error, op);
   return {tokens, lengths, log_probs, h_n, c_n};
 }
 

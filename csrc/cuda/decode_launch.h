@@ -93,7 +93,9 @@ struct DecodeArgs {
   void *h_n = nullptr, *c_n = nullptr;  // [L, N, H] storage
 };
 
-// cudaErrorCooperativeLaunchTooLarge where the grid cannot be co-resident.
-int launch_decode(Cell cell, Dtype dtype, const DecodeArgs& args, void* stream);
+// One storage type each. cudaErrorCooperativeLaunchTooLarge where the grid cannot be co-resident.
+int launch_decode_float32(Cell cell, const DecodeArgs& args, void* stream);
+int launch_decode_half(Cell cell, const DecodeArgs& args, void* stream);
+int launch_decode_bfloat16(Cell cell, const DecodeArgs& args, void* stream);
 
 }  // namespace seqkernels

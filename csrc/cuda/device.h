@@ -1,14 +1,16 @@
 // Everything a kernel may ask of the machine. This header holds threads, barriers and clusters, and
-// includes device_launch.h (launches), device_mma.h (matrix fragments, conversions, fast functions)
-// and device_async.h (asynchronous copies, exchange between blocks). There is no PTX anywhere else.
+// includes device_launch.h (launches), device_mma.h (matrix fragments, conversions, fast
+// functions), device_spin.h (loops that wait) and device_async.h (asynchronous copies, exchange
+// between blocks). There is no PTX anywhere else.
 //
 // Every wrapper has two bodies: PTX, and with -DSK_EMULATE a call into tests/emulator, which runs
 // the unchanged .cu file on the CPU. Kernels use CUDA's own names for __syncthreads, __syncwarp,
 // shuffles, votes and threadIdx, which the emulator defines, and no other intrinsic outside these
 // headers.
 //
-// Rules: shared memory only through SK_SHARED; every loop that waits for another thread calls
-// spin_yield(); data crosses blocks only by a release and an acquire, or inside a word with a flag.
+// Rules: shared memory only through SK_SHARED; every loop that waits for another block counts what
+// it missed in a sk::Polls, one that waits for another thread calls spin_yield(); data crosses
+// blocks only by a release and an acquire, or inside a word with a flag.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +26,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
 #define SK_PLACE
 #define SK_AND_PLACE
 #define SK_DEVICE __device__ __forceinline__
@@ -38,6 +44,8 @@
 #endif
 #endif
 
+#include "device_spin.h"
+// In this order: launches of a build with a limit tell the kernels where to leave their records.
 #include "device_launch.h"
 #include "device_mma.h"
 

@@ -100,7 +100,13 @@ SK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier SK_AND_PLACE) {
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 #endif
 }
-// Has the phase of this parity completed? The hardware may suspend the thread for a while first.
+// Has the phase of this parity completed? The hardware may suspend the thread for a while first; in
+// a build that counts polls for a microsecond, so that their number bounds the time.
+#ifdef SK_SPIN_LIMIT
+#define SK_SUSPEND ", 1000"
+#else
+#define SK_SUSPEND ""
+#endif
 // Acquires what local arrivals released; the `_cluster` forms what the whole cluster released.
 SK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
 #ifdef SK_EMULATE
@@ -109,7 +115,8 @@ SK_DEVICE bool mbarrier_try_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE
   uint32_t done = 0;
   SK_PTX90(
       "{\n.reg .pred complete;\n"
-      "mbarrier.try_wait.parity.shared.b64 complete, [%1], %2;\n"
+      "mbarrier.try_wait.parity.shared.b64 complete, [%1], %2" SK_SUSPEND
+      ";\n"
       "selp.u32 %0, 1, 0, complete;\n}" : "=r"(done) : "r"(shared_address(barrier)),
       "r"(parity) : "memory");
   return done != 0;
@@ -122,26 +129,29 @@ SK_DEVICE bool mbarrier_try_wait_cluster(uint64_t* barrier, unsigned parity SK_A
   uint32_t done = 0;
   SK_PTX90(
       "{\n.reg .pred complete;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2" SK_SUSPEND
+      ";\n"
       "selp.u32 %0, 1, 0, complete;\n}" : "=r"(done) : "r"(shared_address(barrier)),
       "r"(parity) : "memory");
   return done != 0;
 #endif
 }
-SK_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
-#ifdef SK_EMULATE
+// Until it has; `round` is for the report of a wait that gives up.
+SK_DEVICE void mbarrier_wait(uint64_t* barrier, unsigned parity, int round = -1 SK_AND_PLACE) {
+#if defined(SK_EMULATE) && !defined(SK_SPIN_LIMIT)
   emu::mbarrier_wait(barrier, parity, false, place);
 #else
-  while (!mbarrier_try_wait(barrier, parity)) {
-  }
+  Polls polls(Wait::kBarrier, round, -1);
+  while (!mbarrier_try_wait(barrier, parity)) polls.missed();
 #endif
 }
-SK_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity SK_AND_PLACE) {
-#ifdef SK_EMULATE
+SK_DEVICE void mbarrier_wait_cluster(uint64_t* barrier, unsigned parity,
+                                     int round = -1 SK_AND_PLACE) {
+#if defined(SK_EMULATE) && !defined(SK_SPIN_LIMIT)
   emu::mbarrier_wait(barrier, parity, true, place);
 #else
-  while (!mbarrier_try_wait_cluster(barrier, parity)) {
-  }
+  Polls polls(Wait::kBarrier, round, -1);
+  while (!mbarrier_try_wait_cluster(barrier, parity)) polls.missed();
 #endif
 }
 
@@ -203,12 +213,14 @@ SK_DEVICE void add_release(uint32_t* p, uint32_t value SK_AND_PLACE) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 #endif
 }
-// Waits until the counter has reached `target`; right across the wrap at 2^32.
-SK_DEVICE void wait_at_least(const uint32_t* counter, uint32_t target SK_AND_PLACE) {
-#ifdef SK_EMULATE
+// Waits until the counter has reached `target`; right across the wrap at 2^32. `peer`, who counts,
+// is for the report of a wait that gives up.
+SK_DEVICE void wait_at_least(const uint32_t* counter, uint32_t target, int peer = -1 SK_AND_PLACE) {
+#if defined(SK_EMULATE) && !defined(SK_SPIN_LIMIT)
   emu::wait_at_least(counter, target, place);
 #else
-  while (static_cast<int32_t>(load_acquire(counter) - target) < 0) spin_yield();
+  Polls polls(Wait::kCounter, static_cast<int>(target), peer);
+  while (static_cast<int32_t>(load_acquire(counter) - target) < 0) polls.missed();
 #endif
 }
 // A barrier over the `blocks` blocks that share `counter`, all co-resident. The counter is zero at
@@ -217,8 +229,8 @@ SK_DEVICE void grid_barrier(uint32_t* counter, unsigned blocks, unsigned round S
 #ifdef SK_EMULATE
   __syncthreads(place);
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-    emu::add_release(counter, 1, place);
-    emu::wait_at_least(counter, blocks * round, place);
+    sk::add_release(counter, 1, place);
+    sk::wait_at_least(counter, blocks * round, -1, place);
   }
   __syncthreads(place);
 #else

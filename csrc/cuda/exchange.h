@@ -82,7 +82,7 @@ class Exchanger {
     if (plan_->exchange == Exchange::kCluster) {
       uint64_t* barrier = &barriers_[(round + 1) % 2];
       if (b.thread == 0) sk::mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 1) * bytes);
-      sk::mbarrier_wait_cluster(barrier, round / 2 % 2);
+      sk::mbarrier_wait_cluster(barrier, round / 2 % 2, round);
     } else if (plan_->exchange == Exchange::kL2) {
       collect_words(b, round, bytes, 0, plan_->blocks, input(round + 1));
     }
@@ -130,8 +130,9 @@ class Exchanger {
         const int item = first + i * warps, place = item / per_slice, peer = first_peer + place;
         const int w = item % per_slice * 32 + b.lane;
         if (item >= total || peer == b.own || w >= words) continue;
+        sk::Polls polls(sk::Wait::kWords, round, peer);
         while (uint32_t(word[i].high >> 32) != flag(round)) {
-          sk::spin_yield();
+          polls.missed();
           word[i] = sk::load_relaxed(at(b, round, peer) + w);
         }
         auto* to = reinterpret_cast<uint32_t*>(buffer + place * bytes) + 3 * w;

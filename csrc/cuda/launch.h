@@ -5,7 +5,9 @@
 // float64: what a sequence keeps between its steps. Every function returns a cudaError_t as int.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <type_traits>
+#include <vector>
 
 #include "cells.h"
 #include "plan.h"
@@ -84,6 +86,8 @@ struct SequenceArgs {
   Plan plan;
   int32_t steps = 0;
   int32_t reverse = 0;  // a bit for each part
+  int32_t trial = 0;    // 1: only to learn whether the driver takes the launch; nothing is computed
+  int32_t not_cooperative = 0;  // 1: launched without that attribute, see try_launch
   // Where row n of part p lies in a tensor of steps, in rows of one part.
   int64_t row_stride = 1, part_stride = 0;
   const void *weight_hh[kMaxParts] = {}, *bias_hh[kMaxParts] = {};
@@ -116,6 +120,8 @@ int launch_persistent_half(Cell, bool backward, const SequenceArgs&, void* strea
 int launch_persistent_bfloat16(Cell, bool backward, const SequenceArgs&, void* stream);
 int launch_persistent_tf32(Cell, bool backward, const SequenceArgs&, void* stream);
 int launch_persistent_float32(Cell, bool backward, const SequenceArgs&, void* stream);
+// Kept apart from the forward, or a file would take too long to compile.
+int launch_backward_float32(Cell, const SequenceArgs&, void* stream);
 int launch_stacked_backward_half(Cell, const SequenceArgs&, void* stream);
 int launch_stacked_backward_bfloat16(Cell, const SequenceArgs&, void* stream);
 int launch_stacked_backward_tf32(Cell, const SequenceArgs&, void* stream);
@@ -124,16 +130,59 @@ int launch_stacked_backward_float32(Cell, const SequenceArgs&, void* stream);
 // waits, unlike a copy from pageable memory.
 int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* stream);
 
-// Facts of the current device that decide what can be launched.
+// Facts of a device that decide what can be launched there.
 struct DeviceFacts {
   int major = 0, minor = 0, processors = 0;
+  int image = 0;             // architecture of the code it runs, 90 for sm_90a; 0: there is none
   int shared_per_block = 0;  // bytes a block may opt in to
   int max_units = 256;       // hidden units of a block, see plan.h
   int max_cluster = 1;       // blocks of a cluster that can be resident, each with a whole SM
   int clusters[4] = {};      // resident clusters of 2, 4, 8 and 16 such blocks; 0 where not asked
 };
-int query_device(DeviceFacts* facts);
+// Asks the CUDA runtime. device_facts (device_facts.cpp) remembers what it said.
+int query_device(int device, DeviceFacts* facts);
+int current_device(int* device);
+// Facts of a device, asked for once in a process; -1 is the current one. Returns why none of these
+// kernels can run there, or nothing.
+std::string device_facts(int device, DeviceFacts* facts);
+// Facts are from now on as of a device that has no more than this; 0 is no limit. For tests and
+// measurements, which reach every decomposition at small sizes.
+void limit_facts(int max_cluster, int max_units, int shared_per_block);
+// Forgets what is known of devices. For tests, whose devices change.
+void forget_devices();
+
+// While it lives, a device is current, `stream` is a stream of its own there, and the thread may do
+// what a stream capture forbids: look for what a first launch needs without becoming part of one.
+class Aside {
+ public:
+  explicit Aside(int device);
+  ~Aside();
+  Aside(const Aside&) = delete;
+  Aside& operator=(const Aside&) = delete;
+  int error = 0;
+  void* stream = nullptr;
+
+ private:
+  int previous_ = -1, mode_ = 0;
+};
+
+// Of a build with SK_SPIN_LIMIT (device_spin.h): the limit, else 0, and what gave up so far, also
+// after the context has died.
+struct SpinReport {
+  const char* wait;  // "words", "barrier" or "counter"
+  int block, thread, round, peer, polls;
+};
+int spin_limit();
+std::vector<SpinReport> spin_reports();
+
 const char* error_name(int error);
+// Whether an error says that the driver does not take such a launch, now or later.
+bool refuses_launch(int error);
+// That as a reason, by which the dispatcher knows it (dispatch.py).
+inline std::string refusal_of(int error) {
+  return "the driver refuses its launch: CUDA error " + std::to_string(error) + ": " +
+         error_name(error);
+}
 // Whether torch allows TF32 in recurrent layers, at this moment.
 bool tf32_allowed();
 int zero_async(void* p, int64_t bytes, void* stream);

@@ -1,4 +1,5 @@
 // The persistent schedule: plans a call and launches one kernel for the whole sequence.
+#include "plan_cache.h"
 #include "tensors.h"
 
 namespace seqkernels {
@@ -27,21 +28,18 @@ class Launch {
  public:
   Launch(const CellSizes& spec, bool backward, const Layout& l, const Tensor& h_0,
          const OnDevice& device, const std::string& op)
-      : op_(op), cell_(spec.cell), backward_(backward), math_(math_of(dtype_of(h_0, op), op)) {
+      : op_(op) {
     STD_TORCH_CHECK(l.steps < (int64_t(1) << 30), "seqkernels::", op, ": the sequence of ", l.steps,
                     " steps is too long");
-    PlanRequest request;
-    request.cell = spec.cell, request.math = math_, request.backward = backward;
-    request.batch = l.batch, request.hidden = l.hidden;
-    request.processors = device.facts.processors;
-    request.shared_per_block = device.facts.shared_per_block;
-    request.max_cluster = device.facts.max_cluster;
-    request.max_units = device.facts.max_units;
-    request.parts = static_cast<int>(std::max<int64_t>(1, l.parts)), request.stacked = l.stacked;
-    std::copy_n(device.facts.clusters, 4, request.clusters);
-    const Planned planned = make_plan(request);
-    STD_TORCH_CHECK(planned.refusal.empty(), "seqkernels::", op, ": ", planned.refusal);
-    args.plan = planned.plan;
+    request_ = request_for(device.facts);
+    request_.cell = spec.cell, request_.math = math_of(dtype_of(h_0, op), op);
+    request_.backward = backward;
+    request_.batch = l.batch, request_.hidden = l.hidden;
+    request_.parts = static_cast<int>(std::max<int64_t>(1, l.parts)), request_.stacked = l.stacked;
+    const KnownPlan known = known_plan(request_, device.index);
+    STD_TORCH_CHECK(known.planned.refusal.empty(), "seqkernels::", op, ": ", known.planned.refusal);
+    args.plan = known.planned.plan;
+    args.not_cooperative = known.not_cooperative;
     args.steps = static_cast<int32_t>(l.steps);
     // Of two directions the second is the reverse one.
     args.reverse = l.parts > 0 ? (l.stacked ? 0 : 2) : l.reverse;
@@ -79,16 +77,18 @@ class Launch {
     }
   }
   void run(const OnDevice& device) {
-    check_launch(launch_persistent(cell_, math_, backward_, args, device.stream), op_);
+    const PlanRequest& r = request_;
+    const int error = launch_persistent(r.cell, r.math, r.backward, args, device.stream);
+    STD_TORCH_CHECK(!refuses_launch(error), "seqkernels::", op_, ": ",
+                    refuse_plan(r, device.index, error));
+    check_launch(error, op_);
   }
 
   SequenceArgs args;
 
  private:
   std::string op_;
-  Cell cell_;
-  bool backward_;
-  Math math_;
+  PlanRequest request_;
   Optional layout_, order_, exchange_;
 };
 

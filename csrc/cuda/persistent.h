@@ -85,6 +85,7 @@ template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
   constexpr int kRegisters =
       register_tiles(M::kMath, Policy::kPhases, Policy::kBackward && Policy::kStacks);
+  if (a.trial != 0) return;
   SK_SHARED(shared);
   const Plan& p = a.plan;
   const Block b = own_block(p);
@@ -170,16 +171,27 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
   exchanger.end();
 }
 
+// Launches, or with `a.trial` learns whether it could.
 template <typename Policy, typename M>
 int launch_policy(const SequenceArgs& a, void* stream) {
+  const Plan& p = a.plan;
   sk::LaunchConfig config;
-  config.grid = dim3(a.plan.blocks * a.plan.slices * a.plan.parts);
-  config.block = dim3(a.plan.warps * 32);
-  config.shared_bytes = a.plan.shared_bytes;
+  config.grid = dim3(p.blocks * p.slices * p.parts);
+  config.block = dim3(p.warps * 32);
+  config.shared_bytes = p.shared_bytes;
   config.stream = stream;
-  config.cluster = a.plan.exchange == Exchange::kCluster ? a.plan.blocks : 1;
+  config.cluster = p.exchange == Exchange::kCluster ? p.blocks : 1;
   // A grid whose blocks wait for each other is refused where it cannot be resident as a whole.
-  config.cooperative = a.plan.exchange == Exchange::kL2 || a.plan.stacked != 0;
+  const bool waits = p.exchange == Exchange::kL2 || p.stacked != 0;
+  config.cooperative = waits && a.not_cooperative == 0;
+  config.trial = a.trial != 0;
+  if (config.trial && waits && !config.cooperative) {
+    int clusters = 0;
+    const int error = sk::max_resident(persistent_kernel<Policy, M>, config, &clusters);
+    if (error != 0) return error;
+    if (unsigned(clusters) * config.cluster < config.grid.x)
+      return cudaErrorCooperativeLaunchTooLarge;
+  }
   return sk::launch(persistent_kernel<Policy, M>, config, a);
 }
 

@@ -1,4 +1,5 @@
-// A whole sequence in one launch, forward and backward, for every cell, float32 throughout.
+// A whole sequence in one launch, forward and backward, for every cell, float32 throughout;
+// persistent_float32_backward.cu has the backward.
 // A block owns hidden units with all their gates; a warp a tile of 16 gate rows and part of k.
 // Recurrent weights stay in registers and shared memory, h and c (or their gradients) in registers.
 // Blocks of a group exchange h (or gate gradients) every step: in a cluster, or by flagged words.
@@ -6,8 +7,7 @@
 // refuses.
 //
 // Limitations: but for a backward through L2, the exchanged values of a whole group must fit in
-// a block's shared memory; at most 1024 elements of state a block; wgmma and TMA are not used.
-#include "backward.h"
+// a block's shared memory; at most 512 elements of state a block; wgmma and TMA are not used.
 #include "forward.h"
 
 namespace seqkernels {
@@ -16,7 +16,7 @@ int launch_persistent_float32(Cell cell, bool backward, const SequenceArgs& args
   if (backward && args.plan.stacked != 0) {
     return launch_stacked_backward_float32(cell, args, stream);
   }
-  return backward ? launch_backward<Float32Math, false>(cell, args, stream)
+  return backward ? launch_backward_float32(cell, args, stream)
                   : launch_forward<Float32Math>(cell, args, stream);
 }
 

@@ -6,7 +6,7 @@
 // shapes and refuses.
 //
 // Limitations: but for a backward through L2, the exchanged values of a whole group must fit in
-// a block's shared memory; at most 1024 elements of state a block; wgmma and TMA are not used.
+// a block's shared memory; at most 512 elements of state a block; wgmma and TMA are not used.
 #include "backward.h"
 #include "forward.h"
 

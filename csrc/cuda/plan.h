@@ -198,16 +198,23 @@ inline Planned make_plan(const PlanRequest& r) {
   return best;
 }
 
+// The same for a launch of one part.
+inline PlanRequest alone(PlanRequest r) {
+  r.parts = 1, r.stacked = false;
+  return r;
+}
+// Why each part should have a launch of its own although all fit into one, or nothing.
+inline std::string slower_together(const PlanRequest& r, const Planned& joint,
+                                   const Planned& single) {
+  const bool slower = single.refusal.empty() && joint.step_ns >= r.parts * single.step_ns;
+  return slower ? "launches of their own are estimated to be faster" : "";
+}
+
 // One launch for all parts, where it is expected to be faster than a launch for each.
 inline Planned make_joint_plan(const PlanRequest& r) {
   Planned joint = make_plan(r);
   if (r.parts == 1 || !joint.refusal.empty()) return joint;
-  PlanRequest alone = r;
-  alone.parts = 1, alone.stacked = false;
-  const Planned single = make_plan(alone);
-  if (single.refusal.empty() && joint.step_ns >= r.parts * single.step_ns) {
-    joint.refusal = "launches of their own are estimated to be faster";
-  }
+  joint.refusal = slower_together(r, joint, make_plan(alone(r)));
   return joint;
 }
 

@@ -1,6 +1,4 @@
 // What the bindings need of the CUDA runtime beside their kernels.
-#include <cstdlib>
-
 #include "device.h"
 #include "launch.h"
 
@@ -34,17 +32,62 @@ int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* str
   return 0;
 }
 
+bool refuses_launch(int error) {
+  switch (error) {
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorCooperativeLaunchTooLarge:
+    case cudaErrorNotSupported:
+    case cudaErrorInvalidClusterSize:
+      return true;
+    default:
+      return false;
+  }
+}
+
+#ifdef SK_SPIN_LIMIT
+int spin_limit() { return SK_SPIN_LIMIT; }
+std::vector<SpinReport> spin_reports() {
+  const char* waits[] = {"nothing", "words", "barrier", "counter"};
+  std::vector<SpinReport> found;
+  const sk::SpinRecord* records = sk::host_spin_records();
+  for (int i = 0; records != nullptr && i < sk::kSpinRecords; ++i) {
+    const sk::SpinRecord& r = records[i];
+    if (r.wait == sk::Wait::kNothing) continue;
+    found.push_back({waits[static_cast<int>(r.wait)], r.block, r.thread, r.round, r.peer, r.polls});
+  }
+  return found;
+}
+#else
+int spin_limit() { return 0; }
+std::vector<SpinReport> spin_reports() { return {}; }
+#endif
+
 #ifdef SK_EMULATE
 
 extern "C" const char* emu_error();
 
 // Tests choose the device that plans are made for.
-DeviceFacts emulated_facts{9, 0, 132, 227 * 1024, 256, 16, {}};
-int query_device(DeviceFacts* facts) {
+DeviceFacts emulated_facts{9, 0, 132, 90, 227 * 1024, 256, 16, {}};
+int emulated_queries = 0;
+int query_device(int, DeviceFacts* facts) {
+  ++emulated_queries;
   *facts = emulated_facts;
   return 0;
 }
-const char* error_name(int) { return emu_error(); }
+int current_device(int* device) {
+  *device = 0;
+  return 0;
+}
+Aside::Aside(int) {}
+Aside::~Aside() {}
+const char* error_name(int) {
+  const char* report = emu_error();
+  return *report != 0 ? report : "refused by the emulated device";
+}
 int zero_async(void* p, int64_t bytes, void*) {
   memset(p, 0, bytes);
   return 0;
@@ -57,21 +100,13 @@ namespace {
 // Stands for any kernel that fills a multiprocessor.
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) probe_kernel() {}
 
-// A limit that tests and measurements set to reach other decompositions.
-int limit(const char* variable, int otherwise) {
-  const char* text = getenv(variable);
-  const int value = text == nullptr ? 0 : atoi(text);
-  return value > 0 && value < otherwise ? value : otherwise;
-}
-
 // Which clusters of such blocks can be resident, and how many of each size.
 void ask_clusters(DeviceFacts* facts) {
-  if (facts->major < 9) return;
-  const int most = limit("SEQKERNELS_MAX_CLUSTER", 16);
+  // Code made for an older architecture has no clusters, whatever the device.
+  if (facts->major < 9 || facts->image < 90) return;
   for (int i = 0; i < 4; ++i) {
     sk::LaunchConfig config;
     config.cluster = 2u << i;
-    if (static_cast<int>(config.cluster) > most) break;
     config.grid = dim3(config.cluster);
     config.block = dim3(kMaxWarps * 32);
     config.shared_bytes = facts->shared_per_block;
@@ -84,9 +119,9 @@ void ask_clusters(DeviceFacts* facts) {
 
 }  // namespace
 
-int query_device(DeviceFacts* facts) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
+int query_device(int device, DeviceFacts* facts) {
+  const Aside aside(device);
+  cudaError_t error = static_cast<cudaError_t>(aside.error);
   const auto get = [&](int* value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
   };
@@ -94,10 +129,54 @@ int query_device(DeviceFacts* facts) {
   get(&facts->minor, cudaDevAttrComputeCapabilityMinor);
   get(&facts->processors, cudaDevAttrMultiProcessorCount);
   get(&facts->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  facts->max_units = limit("SEQKERNELS_MAX_UNITS", 256);
-  if (error == cudaSuccess) ask_clusters(facts);
-  return sk::detail::finish(error);
+  if (error != cudaSuccess) return sk::detail::finish(error);
+  cudaFuncAttributes probe;
+  const cudaError_t image = cudaFuncGetAttributes(&probe, probe_kernel);
+  if (image == cudaSuccess) {
+    facts->image = probe.ptxVersion;
+    ask_clusters(facts);
+    return 0;
+  }
+  sk::detail::finish(image);
+  return refuses_launch(image) ? 0 : image;
 }
+
+#ifdef SK_SPIN_LIMIT
+}  // namespace seqkernels
+sk::SpinRecord* sk::host_spin_records() {
+  static SpinRecord* const records = [] {
+    void* found = nullptr;
+    const auto kind = cudaHostAllocMapped | cudaHostAllocPortable;
+    if (detail::finish(cudaHostAlloc(&found, kSpinRecords * sizeof(SpinRecord), kind)) == 0) {
+      memset(found, 0, kSpinRecords * sizeof(SpinRecord));
+    }
+    return static_cast<SpinRecord*>(found);
+  }();
+  return records;
+}
+namespace seqkernels {
+#endif
+
+int current_device(int* device) { return sk::detail::finish(cudaGetDevice(device)); }
+
+Aside::Aside(int device) {
+  auto mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t found = cudaThreadExchangeStreamCaptureMode(&mode);
+  mode_ = mode;
+  if (found == cudaSuccess) found = cudaGetDevice(&previous_);
+  if (found == cudaSuccess) found = cudaSetDevice(device);
+  cudaStream_t own = nullptr;
+  if (found == cudaSuccess) found = cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking);
+  stream = own;
+  error = sk::detail::finish(found);
+}
+Aside::~Aside() {
+  if (stream != nullptr) sk::detail::finish(cudaStreamDestroy(static_cast<cudaStream_t>(stream)));
+  if (previous_ >= 0) sk::detail::finish(cudaSetDevice(previous_));
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  sk::detail::finish(cudaThreadExchangeStreamCaptureMode(&mode));
+}
+
 const char* error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 int zero_async(void* p, int64_t bytes, void* stream) {
   return sk::detail::finish(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));

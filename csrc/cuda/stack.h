@@ -32,7 +32,7 @@ class Feed {
     const Plan& p = a.plan;
     const uint32_t* flags = flags_of(a, b.group + (kBackward ? p.slices : -p.slices));
     for (int peer = b.thread; peer < p.blocks; peer += b.threads) {
-      sk::wait_at_least(flags + peer, uint32_t(s) + 1);
+      sk::wait_at_least(flags + peer, uint32_t(s) + 1, peer);
     }
     __syncthreads();
     char* input = shared + p.feed_offset;

@@ -46,34 +46,26 @@ constexpr CellSizes sizes_of(Cell cell, const char* name) {
 class OnDevice {
  public:
 #ifdef SK_EMULATE
-  explicit OnDevice(const Tensor&) { query_device(&facts); }
+  explicit OnDevice(const Tensor&) { take_facts(); }
 #else
-  explicit OnDevice(const Tensor& like) : guard_(like.get_device_index()) {
+  explicit OnDevice(const Tensor& like)
+      : index(like.get_device_index()), guard_(like.get_device_index()) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                     "seqkernels: this torch was built without CUDA");
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-    facts = device_facts(like.get_device_index());
-    STD_TORCH_CHECK(facts.major >= 8,
-                    "seqkernels: the CUDA kernels need compute capability 8.0 "
-                    "or newer, this device has ",
-                    facts.major, ".", facts.minor);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    take_facts();
   }
 #endif
+  int32_t index = 0;
   void* stream = nullptr;
   DeviceFacts facts;
 
  private:
-#ifndef SK_EMULATE
-  // Asked once per device: the queries are too slow for every call.
-  static DeviceFacts device_facts(int device) {
-    static thread_local std::vector<DeviceFacts> known;
-    if (device >= static_cast<int>(known.size())) known.resize(device + 1);
-    if (known[device].major == 0) {
-      const int error = query_device(&known[device]);
-      STD_TORCH_CHECK(error == 0, "seqkernels: device query failed: ", error_name(error));
-    }
-    return known[device];
+  void take_facts() {
+    const std::string refusal = device_facts(index, &facts);
+    STD_TORCH_CHECK(refusal.empty(), "seqkernels: ", refusal);
   }
+#ifndef SK_EMULATE
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
 };

@@ -1,7 +1,4 @@
-"""Several recurrences in one launch on a GPU: both directions of a layer, and stacked layers.
-
-SEQKERNELS_MAX_CLUSTER=1 makes every group exchange through L2: run the file both ways.
-"""
+"""Several recurrences in one launch on a GPU: both directions of a layer, and stacked layers."""
 
 import copy
 
@@ -72,7 +69,7 @@ def check(cell, parts, case, math, device):
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("parts", ["directions", "layers"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_small_persistent(cell, parts, case, math, device):
+def test_small_persistent(cell, parts, case, math, device, plans):
     reason = check(cell, parts, case, math, device)
     if case.hidden_size <= 100 or math[0] != torch.float32:
         assert reason is None

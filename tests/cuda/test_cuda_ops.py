@@ -1,8 +1,6 @@
 """The CUDA ops on a GPU, small sizes: parity of every kernel, cell, number format and option.
 
 The kernels' logic is proved on the emulator; here stands what only a device can show.
-SEQKERNELS_MAX_CLUSTER=1 makes every group exchange through L2, SEQKERNELS_MAX_UNITS=16 cuts small
-layers up: run the file in all three ways.
 """
 
 import pytest
@@ -55,7 +53,7 @@ def test_stepwise(cell, case, dtype, device):
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("cell", CELLS)
-def test_persistent(cell, case, math, device):
+def test_persistent(cell, case, math, device, plans):
     with recurrent_math(math) as (dtype, tf32):
         if refusal(cell, case, dtype) is None:
             check_sequence(cell, case, dtype, *pair(cell, "_persistent"), device=device, tf32=tf32)

@@ -48,6 +48,14 @@ def test_persistent_at_full_size(cell, case, math, device):
     check(cell, case, math, device)
 
 
+@pytest.mark.parametrize("plans", [{"max_cluster": 1}], ids=["through L2"], indirect=True)
+@pytest.mark.parametrize("math", ["float16", "tf32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_persistent_through_l2(cell, math, plans, device):
+    """What a cluster would take at this size."""
+    check(cell, FULL["T1000-N16-H512"], math, device)
+
+
 @pytest.mark.parametrize("math", ["bfloat16", "tf32"])
 @pytest.mark.parametrize("cell", LONG)
 def test_persistent_in_long_runs(cell, math, device):

@@ -1,13 +1,17 @@
 """Gates on what nvcc makes of every kernel: no spills, no local memory, the right instructions."""
 
+import re
+import subprocess
+
 import pytest
-from cubins import kernels, nvcc
+from cubins import kernels, nvcc, tool
 
 ARCHS = ("80", "90a", "100a")
 CELLS = ("cell.cu", "cell_reset_before.cu", "runtime.cu")
+DECODE = ("decode_float32.cu", "decode_half.cu", "decode_bfloat16.cu")
 FORMATS = ("half", "bfloat16", "tf32")
 TENSOR = tuple(f"{kind}_{name}.cu" for kind in ("persistent", "stacked") for name in FORMATS)
-STRICT = ("persistent_float32.cu", "stacked_float32.cu")
+STRICT = ("persistent_float32.cu", "persistent_float32_backward.cu", "stacked_float32.cu")
 PERSISTENT = (*TENSOR, *STRICT)
 # 256 threads a block, 65536 registers: what plan.h assumes of one block a multiprocessor.
 REGISTERS = 65536 // 256
@@ -30,7 +34,7 @@ def compiled(source, arch, folder):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("source", CELLS + PERSISTENT)
+@pytest.mark.parametrize("source", CELLS + DECODE + PERSISTENT)
 def test_nothing_spills(source, arch, folder):
     for kernel in compiled(source, arch, folder):
         assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes of stack"
@@ -58,8 +62,20 @@ def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
 def test_one_kernel_for_each_cell_and_direction(source, folder):
     """Each backward twice: of one layer or both directions, and of stacked layers."""
     if nvcc():
-        count = 5 if source.startswith("stacked") else 10
+        # Of strict float32 forward and backward lie in files of their own.
+        count = 5 if source.startswith("stacked") or "float32" in source else 10
         assert len(compiled(source, "90a", folder)) == count
+
+
+def test_newer_devices_find_code_to_compile():
+    """PTX beside the machine code, where the build asks for it."""
+    from seqkernels import _extension
+
+    wanted = re.findall(r"(\d+)\+PTX", _extension.C.cuda_archs)
+    if nvcc() and wanted:
+        command = [tool("cuobjdump"), "-lptx", _extension.C.__file__]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert all(f"sm_{arch}.ptx" in listed for arch in wanted), listed
 
 
 def test_cell_kernels_move_whole_vectors(folder):

@@ -48,9 +48,10 @@ void suspend(const Wait& wait, const char* what, Place place) {
   to_scheduler();
 }
 
-void spin(Place place) {
+void spin(Place place, bool limited) {
   Fiber& fiber = *current;
   fiber.polls = 0;
+  fiber.limited = limited;
   if (fiber.spin_epoch != epoch) fiber.spins = 0;
   fiber.spin_epoch = epoch;
   ++fiber.spins;

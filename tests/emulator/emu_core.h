@@ -76,6 +76,7 @@ struct Fiber {
   Place place = {};
   uint64_t spin_epoch = 0;  // spins are counted since the machine last changed
   unsigned spins = 0, polls = 0;
+  bool limited = false;  // the last spin was
   bool cluster_arrived = false;
   uint64_t cluster_generation = 0;
   std::vector<Copy> copies;     // issued and not waited for, oldest first
@@ -161,8 +162,9 @@ extern Grid* grid;
 void changed();
 // Leaves the processor until `wait` is over.
 void suspend(const Wait& wait, const char* what, Place place);
-// The body of a spin loop: lets others run. Never counts as progress.
-void spin(Place place);
+// The body of a spin loop: lets others run. Never counts as progress. One that is limited ends by
+// itself and is no livelock.
+void spin(Place place, bool limited = false);
 // Under the shuffled schedule sometimes lets others run, so that orders of exchange vary.
 void perhaps_preempt(const char* what, Place place);
 // Too many loads of a flag without spin_yield end the launch instead of hanging it.
@@ -210,8 +212,9 @@ void invoke(void* kernel, const void* arguments) {
   std::apply(reinterpret_cast<void (*)(P...)>(kernel),
              *static_cast<const std::tuple<P...>*>(arguments));
 }
+// `trial`: only whether the launch would be refused.
 int launch(const Call& call, dim3 grid_dim, dim3 block_dim, size_t shared_bytes, unsigned cluster,
-           bool cooperative);
+           bool cooperative, bool trial = false);
 int max_resident(dim3 block_dim, size_t shared_bytes, unsigned cluster, int* clusters);
 
 // An mbarrier's 64 bits. All ones, the poison, is not a valid state.

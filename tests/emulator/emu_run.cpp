@@ -71,6 +71,9 @@ extern "C" void emu_begin(int schedule, unsigned seed) {
   emu::schedule = static_cast<emu::Schedule>(schedule);
   emu::rng.seed(seed);
 }
+extern "C" void emu_refuse(int code, int clusters, int cooperative, int trials_pass, int resident) {
+  emu::refused = {code, clusters != 0, cooperative != 0, trials_pass != 0, resident};
+}
 extern "C" void emu_record(EmuRecorder recorder) { emu::recorder = recorder; }
 extern "C" int emu_replay(int64_t kernel, int64_t invoke, const void* arguments, uint64_t bytes,
                           uint64_t grid_x, uint64_t grid_y, uint64_t grid_z, uint64_t block_x,

@@ -28,6 +28,8 @@ extern "C" int emu_run(void* function, EmuBuffer* buffers, int buffer_count,
 // Begins a call: forgets the last report and picks a schedule.
 extern "C" void emu_begin(int schedule, unsigned seed);
 extern "C" const char* emu_error();
+// Which launches are refused from now on, see Refused.
+extern "C" void emu_refuse(int code, int clusters, int cooperative, int trials_pass, int resident);
 extern "C" void emu_record(EmuRecorder recorder);
 // Launches a recorded kernel, which lies `kernel` bytes from this function, as does `invoke`.
 extern "C" int emu_replay(int64_t kernel, int64_t invoke, const void* arguments, uint64_t bytes,

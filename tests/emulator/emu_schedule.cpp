@@ -17,6 +17,7 @@ std::string error;
 uint64_t epoch = 0;
 uint64_t switches = 0;
 EmuRecorder recorder = nullptr;
+Refused refused;
 
 namespace {
 
@@ -150,7 +151,9 @@ void run_all(Grid& g) {
                                   }
                                   return false;
                                 }));
-    if (stuck && g.deliveries.empty()) {
+    const bool ends = std::any_of(order.begin(), order.end(),
+                                  [](Fiber* fiber) { return spinning(*fiber) && fiber->limited; });
+    if (stuck && g.deliveries.empty() && !ends) {
       error = (ran ? "livelock, all threads spin or wait:" : "deadlock:") + where_everyone_is(g);
       return;
     }
@@ -221,14 +224,19 @@ int max_resident(dim3 block_dim, size_t shared_bytes, unsigned cluster, int* clu
   }
   const size_t by_shared = kSharedPerProcessor / (shared_bytes + 1024), by_threads = 2048 / threads;
   *clusters = int(std::min(std::min(by_shared, by_threads), size_t(32)) * kProcessors / cluster);
+  if (refused.resident > 0) *clusters = std::min(*clusters, refused.resident);
   return cudaSuccess;
 }
 
 int launch(const Call& call, dim3 grid_dim, dim3 block_dim, size_t shared_bytes, unsigned cluster,
-           bool cooperative) {
+           bool cooperative, bool trial) {
   // Like a sticky CUDA error, a report ends every later launch of the same call.
   if (!error.empty()) return cudaErrorLaunchFailure;
-  if (recorder) {
+  if (refused.code && (cluster > 1 || !refused.clusters) && (cooperative || !refused.cooperative) &&
+      (!trial || !refused.trials_pass)) {
+    return refused.code;
+  }
+  if (recorder && !trial) {
     const uint64_t numbers[] = {grid_dim.x,  grid_dim.y,   grid_dim.z, block_dim.x, block_dim.y,
                                 block_dim.z, shared_bytes, cluster,    cooperative};
     recorder(call.kernel, reinterpret_cast<void*>(call.invoke), call.arguments, call.bytes,
@@ -240,6 +248,7 @@ int launch(const Call& call, dim3 grid_dim, dim3 block_dim, size_t shared_bytes,
   if (int code = max_resident(block_dim, shared_bytes, cluster, &resident)) return code;
   if (count == 0 || grid_dim.x % cluster) return cudaErrorInvalidConfiguration;
   if (cooperative && count > resident * cluster) return cudaErrorCooperativeLaunchTooLarge;
+  if (trial) return cudaSuccess;
 
   const Unwatched unwatched;
   Grid g;

@@ -24,6 +24,15 @@ extern std::string error;
 extern uint64_t epoch;
 extern uint64_t switches;
 extern EmuRecorder recorder;  // told of every launch, or null
+// Launches that the device refuses: with `code`, where it is not 0; of those with a cluster, the
+// cooperative attribute, or both, where these are asked for.
+struct Refused {
+  int code = 0;
+  bool clusters = false, cooperative = false;
+  bool trials_pass = false;  // a trial does not show it
+  int resident = 0;          // clusters that are resident at most; 0: as many as fit
+};
+extern Refused refused;
 
 std::string describe(const Fiber& fiber);  // "block 3 thread 17"
 std::string describe(Place place);         // "kernel.cu:40"

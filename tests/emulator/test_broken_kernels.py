@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import broken
 import pytest
 import torch
-from emulator import SCHEDULES, EmulatorError, poisoned
+from emulator import SCHEDULES, EmulatorError
 from parity import Case, check_sequence
-
-from seqkernels import _extension
+from small_kernels import sequence_pair
 
 SOURCE = "tests/emulator/kernels/persistent_lstm.cu"
 # Blocks of 8 units, the last not full; a slice of 8 rows, and one of three.
@@ -48,14 +47,14 @@ def through_l2(*fields, **options) -> Bug:
 BUGS = {
     "cluster: the slices of the others are not waited for": Bug(
         "exchange.h",
-        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2);",
+        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2, round);",
         "",
         "output",
     ),
     "cluster: the wait is for the other parity": Bug(
         "exchange.h",
-        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2);",
-        "sk::mbarrier_wait_cluster(barrier, (round / 2 + 1) % 2);",
+        "sk::mbarrier_wait_cluster(barrier, round / 2 % 2, round);",
+        "sk::mbarrier_wait_cluster(barrier, (round / 2 + 1) % 2, round);",
         "output",
     ),
     "cluster: the barrier counts the bytes of one slice too few": Bug(
@@ -204,55 +203,10 @@ def libraries():
     return broken.libraries(SOURCE, BUGS.values())
 
 
-def pair(library, device, schedule):
-    """Forward and backward with the signatures of the ops."""
-
-    def common(h_0, weight_hh, c_0, steps, lengths, reverse, backward):
-        batch, hidden = h_0.shape
-        plan = _extension.C.plan("lstm", "float16", backward, batch, hidden, **device)
-        exchange = torch.zeros(max(1, plan["exchange_bytes"]), dtype=torch.uint8)
-        order = None if lengths is None else lengths.argsort(descending=True, stable=True)
-        sizes = batch, hidden, steps, reverse, *device.values()
-        return *sizes, weight_hh, h_0, c_0, lengths, order, exchange
-
-    def half(*shape):
-        return poisoned(*shape, dtype=torch.float16)
-
-    def forward(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, _, reset, reverse, save):
-        assert reset is None
-        steps, batch, hidden = len(gates_x), *h_0.shape
-        output, h_n, c_n = half(steps, batch, hidden), half(batch, hidden), half(batch, hidden)
-        c_sequence = half(steps, batch, hidden) if save else torch.empty(0)
-        saved = half(steps, batch, 4 * hidden) if save else torch.empty(0)
-        library.run(
-            "test_persistent_forward",
-            *common(h_0, weight_hh, c_0, steps, lengths, reverse, False),
-            *(gates_x, bias_hh, output, h_n, c_n),
-            *((c_sequence, saved) if save else (None, None)),
-            schedule=schedule,
-        ).check()
-        return output, h_n, c_n, c_sequence, saved
-
-    def backward(*arguments):
-        *grads, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _, reverse = arguments
-        steps, batch, hidden = output.shape
-        results = half(steps, batch, 4 * hidden), half(batch, hidden), half(batch, hidden)
-        library.run(
-            "test_persistent_backward",
-            *common(h_0, weight_hh, c_0, steps, lengths, reverse, True),
-            *(*grads, output, c_sequence, saved, *results),
-            schedule=schedule,
-        ).check()
-        grad_gates_x, grad_h_0, grad_c_0 = results
-        return grad_gates_x, torch.empty(0), grad_h_0, grad_c_0
-
-    return forward, backward
-
-
 def complaint(library, case, device, schedule) -> str | None:
     """What the checks say against a build."""
     try:
-        check_sequence("lstm", case, torch.float16, *pair(library, dict(device), schedule))
+        check_sequence("lstm", case, torch.float16, *sequence_pair(library, dict(device), schedule))
     except (EmulatorError, AssertionError) as found:
         return str(found)
     return None

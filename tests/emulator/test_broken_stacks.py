@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import broken
 import pytest
 import torch
-from emulator import SCHEDULES, EmulatorError, poisoned
+from emulator import SCHEDULES, EmulatorError
 from joined import check_layers
 from parity import Case
-
-from seqkernels import _extension
+from small_kernels import layers_pair
 
 SOURCE = "tests/emulator/kernels/stacked_lstm.cu"
 MIXED = Case(4, 11, 37, lengths=(2, 3, 1, 4, 2, 0, 3, 4, 2, 1, 2), bias=False)
@@ -42,7 +41,7 @@ class Bug:
     sanitizer: str | None = None
 
 
-WAIT = "sk::wait_at_least(flags + peer, uint32_t(s) + 1);"
+WAIT = "sk::wait_at_least(flags + peer, uint32_t(s) + 1, peer);"
 BUGS = {
     "the layer above is not waited for": Bug(
         "stack.h", WAIT, f"if (!kBackward) {WAIT}", "grad_", "depth first"
@@ -132,56 +131,10 @@ def libraries():
     return broken.libraries(SOURCE, BUGS.values())
 
 
-def pair(library, device, schedule):
-    """Forward and backward with the signatures of the ops."""
-
-    def half(*shape):
-        return poisoned(*shape, dtype=torch.float16)
-
-    def common(steps, weight_ih, weight_hh, h_0, c_0, lengths, backward):
-        _, batch, hidden = h_0.shape
-        plan = _extension.C.plan("lstm", "float16", backward, batch, hidden, layers=3, **device)
-        exchange = torch.zeros(plan["exchange_bytes"], dtype=torch.uint8)
-        order = None if lengths is None else lengths.argsort(descending=True, stable=True)
-        sizes = batch, hidden, steps, *device.values()
-        return *sizes, *weight_hh, *weight_ih, h_0, c_0, lengths, order, exchange
-
-    def forward(gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, _, reset, save):
-        assert reset is None
-        assert not bias_ih
-        assert not bias_hh
-        steps, sizes = len(gates_x), h_0.shape
-        output, h_n, c_n = half(3, steps, *sizes[1:]), half(*sizes), half(*sizes)
-        c_sequence = half(*output.shape) if save else torch.empty(0)
-        saved = half(*output.shape[:-1], 4 * sizes[-1]) if save else torch.empty(0)
-        library.run(
-            "test_layers_forward",
-            *common(steps, weight_ih, weight_hh, h_0, c_0, lengths, False),
-            *(gates_x, output, h_n, c_n),
-            *((c_sequence, saved) if save else (None, None)),
-            schedule=schedule,
-        ).check()
-        return output, h_n, c_n, c_sequence, saved
-
-    def backward(*arguments):
-        *grads, weight_ih, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _ = arguments
-        results = half(*saved.shape), half(*h_0.shape), half(*h_0.shape)
-        library.run(
-            "test_layers_backward",
-            *common(output.shape[1], weight_ih, weight_hh, h_0, c_0, lengths, True),
-            *(*grads, output, c_sequence, saved, *results),
-            schedule=schedule,
-        ).check()
-        grad_gates_x, grad_h_0, grad_c_0 = results
-        return grad_gates_x, torch.empty(0), grad_h_0, grad_c_0
-
-    return forward, backward
-
-
 def complaint(library, kind, schedule) -> str | None:
     """What the checks say against a build."""
     case, device = KINDS[kind]
-    forward, backward = pair(library, device, schedule)
+    forward, backward = layers_pair(library, device, schedule)
     try:
         check_layers("lstm", case, torch.float16, forward, run_back=backward)
     except (EmulatorError, AssertionError) as found:

@@ -2,6 +2,7 @@
 // enough for tests that compile altered copies of the headers, and quick to compile.
 #include "backward.h"
 #include "forward.h"
+#include "spin_records.h"
 
 namespace {
 

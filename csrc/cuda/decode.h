@@ -9,11 +9,11 @@
 //   at most 8 layers and 64 rows; no float64; weights that fit on chip (decode_plan says why not);
 //   products are plain multiply-adds, no tensor cores: it is made for few rows;
 //   a start token outside the embedding is read as the nearest one inside.
+#pragma once
 #include "decode_launch.h"
 #include "elements.h"
 
 namespace seqkernels {
-namespace {
 
 constexpr int kWarps = kDecodeThreads / 32;
 constexpr unsigned kAll = 0xffffffffu;
@@ -349,31 +349,23 @@ int launch_tile(const DecodeArgs& a, void* stream) {
   return sk::launch(decode_kernel<C, scalar_t, kTile>, config, a);
 }
 
-template <typename C>
-int launch_cell(Dtype dtype, const DecodeArgs& a, void* stream) {
-  return for_dtype(dtype, [&](auto scalar) {
-    using scalar_t = decltype(scalar);
-    if constexpr (std::is_same_v<scalar_t, double>) {
-      return 1;  // cudaErrorInvalidValue
-    } else {
-      return a.plan.tile == 1 ? launch_tile<C, scalar_t, 1>(a, stream)
-                              : launch_tile<C, scalar_t, 4>(a, stream);
-    }
-  });
-}
-
-}  // namespace
-
-int launch_decode(Cell cell, Dtype dtype, const DecodeArgs& args, void* stream) {
+// Launches the kernel of a cell for one storage type.
+template <typename scalar_t>
+int launch_decode_as(Cell cell, const DecodeArgs& a, void* stream) {
+  const auto run = [&](auto c) {
+    using C = decltype(c);
+    return a.plan.tile == 1 ? launch_tile<C, scalar_t, 1>(a, stream)
+                            : launch_tile<C, scalar_t, 4>(a, stream);
+  };
   switch (cell) {
     case Cell::kLstm:
-      return launch_cell<Lstm>(dtype, args, stream);
+      return run(Lstm());
     case Cell::kGru:
-      return launch_cell<Gru>(dtype, args, stream);
+      return run(Gru());
     case Cell::kRnnTanh:
-      return launch_cell<RnnTanh>(dtype, args, stream);
+      return run(RnnTanh());
     case Cell::kRnnRelu:
-      return launch_cell<RnnRelu>(dtype, args, stream);
+      return run(RnnRelu());
     default:
       return 1;  // cudaErrorInvalidValue
   }
