@@ -22,6 +22,7 @@ from . import (
 )
 from .cells import FUNCTIONS
 from .estimate import device_of
+from .exchange import WAIT_OPTIONS
 from .plan import Plan, candidates, precision
 from .pointwise import aligned
 from .tune import choose
@@ -215,6 +216,8 @@ def _options(
     hidden_size = like.shape[-1]
     options = plan.constants(spec, hidden_size, direction, like.element_size())
     options["PRECISION"] = precision(like.dtype)
+    if plan.schedule == "cooperative":
+        options |= WAIT_OPTIONS
     if spec.pointwise:
         functions = FUNCTIONS[spec.name]
         options |= {
