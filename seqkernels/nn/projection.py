@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import functional
+from ..ops.packed import batch_sizes_on, last_places
 
 
 def sequence(
@@ -75,14 +76,11 @@ def _at_first_step(
 ) -> Tensor:
     """h_0 [N, P] at the step each row begins with, zeros elsewhere: [T, N, P], packed [sum, P]."""
     if batch_sizes is not None:
-        rows = torch.arange(h_0.size(0))
-        if reverse:
-            # Row n of step t lies at offset[t] + n; a row's last step is the number of steps - 1.
-            offsets = batch_sizes.cumsum(0) - batch_sizes
-            row_lengths = (batch_sizes.unsqueeze(1) > rows).sum(0)
-            rows = offsets[row_lengths - 1] + rows
+        if not reverse:
+            return F.pad(h_0, (0, 0, 0, x.size(0) - h_0.size(0)))
+        sizes = batch_sizes_on(batch_sizes, h_0.size(0), x.size(0), x.device)
         zeros = h_0.new_zeros(x.size(0), h_0.size(1))
-        return zeros.index_copy(0, rows.to(h_0.device), h_0)
+        return zeros.index_copy(0, last_places(sizes, h_0.size(0)), h_0)
     steps = x.size(0)
     at = torch.arange(steps, device=x.device).unsqueeze(1)
     if not reverse:

@@ -1,7 +1,7 @@
 """Fake tensors and autograd for every op of `torch.ops.seqkernels`.
 
-Six families, for every cell, and `rows_product`, the gradient of a weight on the CPU
-(weights.py):
+Six families, for every cell; `rows_product`, the gradient of a weight on the CPU (weights.py); and
+`batch_sizes_on`, which brings the batch sizes of packed input to a device (packed.py):
 
 * `<cell>_cell`: one pointwise step (cell.py).
 * `<cell>_sequence`, `_sequence_persistent`, `_sequence_triton`: the recurrence of one layer in one

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..cells import CellSpec
+from .packed import batch_sizes_on, row_lengths
 from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get, register_no_derivative
 from .weights import bias_grads, weight_hh_grad
 
@@ -23,12 +24,6 @@ def _unpad(padded: Tensor, batch_sizes: Tensor) -> Tensor:
     return torch.cat([padded[t, :n] for t, n in enumerate(batch_sizes.tolist())])
 
 
-def lengths_of(batch_sizes: Tensor) -> Tensor:
-    """The length of every row, [N], from a packed sequence's batch sizes, [T]."""
-    rows = torch.arange(int(batch_sizes[0]))
-    return (batch_sizes.unsqueeze(-1) > rows).sum(0)
-
-
 def reference_sequence(
     spec: CellSpec,
     gates_x: Tensor,
@@ -42,8 +37,10 @@ def reference_sequence(
 ) -> tuple[Tensor, reference.State, Tensor | None]:
     """`reference.sequence` that also takes packed input: (output, state, c_sequence or None)."""
     if batch_sizes is not None:
+        batch = state[0].shape[0]
+        sizes = batch_sizes_on(batch_sizes, batch, gates_x.shape[0], gates_x.device)
+        lengths = row_lengths(sizes, batch)
         gates_x = _pad(gates_x, batch_sizes)
-        lengths = lengths_of(batch_sizes).to(gates_x.device)
     output, state, c_sequence = reference.sequence(
         spec.name,
         gates_x,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..cells import CellSpec
+from .packed import batch_sizes_on, last_places
 from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
 
 
@@ -47,17 +48,21 @@ def _previous_h(
     return previous
 
 
-def _previous_h_packed(h_0: Tensor, output: Tensor, batch_sizes: Tensor, reverse: bool) -> Tensor:
-    """The same for packed input, [sum(batch_sizes), H]."""
-    sizes = batch_sizes.tolist()
-    steps = output.split(sizes)
+def _previous_h_packed(
+    h_0: Tensor, output: Tensor, batch_sizes: Tensor, reverse: bool
+) -> list[Tensor]:
+    """The same for packed input, in pieces: together [sum(batch_sizes), H]."""
+    batch, rows, device = h_0.shape[0], output.shape[0], output.device
+    sizes = batch_sizes_on(batch_sizes, batch, rows, device)
     if not reverse:
-        return torch.cat([h_0, *(step[:n] for step, n in zip(steps, sizes[1:], strict=False))])
-    pieces = []
-    for t, n in enumerate(sizes):
-        following = sizes[t + 1] if t + 1 < len(sizes) else 0
-        pieces += [steps[t + 1] if following else output[:0], h_0[following:n]]
-    return torch.cat(pieces)
+        # A row lies as far behind its previous step as that step has rows.
+        before = sizes[:-1].repeat_interleave(sizes[1:], output_size=rows - batch)
+        return [h_0, output.index_select(0, torch.arange(batch, rows, device=device) - before)]
+    after = sizes.repeat_interleave(sizes, output_size=rows)
+    index = (torch.arange(rows, device=device) + after).clamp(max=rows - 1)
+    previous = output.index_select(0, index)
+    # A row's last step has no next one: what was selected there belongs to another row.
+    return [previous.index_copy_(0, last_places(sizes, batch), h_0)]
 
 
 def _entering_h(
@@ -71,10 +76,10 @@ def _entering_h(
     """The hidden states that entered all steps, in order, in pieces of [rows, H].
 
     In the plain case the pieces are views of h_0 and `output`, so nothing of the length of the
-    sequence is copied.
+    sequence is copied. Packed input takes one selection of rows.
     """
     if batch_sizes is not None:
-        return [_previous_h_packed(h_0, output, batch_sizes, reverse)]
+        return _previous_h_packed(h_0, output, batch_sizes, reverse)
     if reset is not None or (reverse and lengths is not None):
         return [_previous_h(h_0, output, lengths, reset, reverse).flatten(0, 1)]
     if reverse:

@@ -85,7 +85,7 @@ def forward_kernel(
         # Loaded before the wait: it does not depend on the other programs.
         inputs = load_planes(gates_x + index[:, None] * (GATES * H) + units[None, :], H, tile,
                              GATES)  # fmt: skip
-        wait_for(counters, group, s * members, ALONE)
+        wait_for(counters, group, s * members, ALONE, "cooperative forward")
         operand = tl.where(started, output + previous * H, h_0 + rows * H)
         if SPLIT == 1:
             gates_h = gates_product(operand, enters, weight, first_unit, H, GATES, PRECISION,
@@ -192,7 +192,7 @@ def backward_kernel(
         if SAVED > 0:
             values = load_planes(saved + index[:, None] * (SAVED * H) + units[None, :], H, tile,
                                  SAVED)  # fmt: skip
-        wait_for(counters, group, s * members, ALONE)
+        wait_for(counters, group, s * members, ALONE, "cooperative backward")
         operand = grad_gates_x + behind_index * (GATES * H)
         if SPLIT == 1:
             grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)

@@ -82,7 +82,7 @@ def forward_kernel(
         # Loaded before the wait: it does not depend on the other programs.
         inputs = load_planes(gates_x + index[:, None] * (3 * H) + units[None, :], H, tile, 3)
         h = tl.where(enters[:, None], carry, 0.0)
-        wait_for(counters, group, 2 * s * members, ALONE)
+        wait_for(counters, group, 2 * s * members, ALONE, "cooperative_reset_before forward")
         operand = tl.where(started, output + previous * H, h_0 + rows * H)
         if SPLIT == 1:
             gates_r, gates_z = gates_product(operand, enters, weight, first_unit, H, 2, PRECISION,
@@ -101,7 +101,7 @@ def forward_kernel(
         if saved is not None:
             tl.store(saved + values, r, mask=tile)
             tl.store(saved + values + H, z, mask=tile)
-        wait_for(counters, group, (2 * s + 1) * members, ALONE)
+        wait_for(counters, group, (2 * s + 1) * members, ALONE, "cooperative_reset_before forward")
         if SPLIT == 1:
             (gates_n,) = gates_product(reset_h + rows * H, alive, weight_n, first_unit, H, 1,
                                        PRECISION, BLOCK_N, BLOCK_H, BLOCK_K)  # fmt: skip
@@ -174,7 +174,7 @@ def backward_kernel(
         h = load_either(output + before_index[:, None] * H + units[None, :], follow_tile,
                         h_0 + state, begin_tile)  # fmt: skip
         r, z, n = load_planes(saved + index[:, None] * (3 * H) + units[None, :], H, tile, 3)
-        wait_for(counters, group, 2 * s * members, ALONE)
+        wait_for(counters, group, 2 * s * members, ALONE, "cooperative_reset_before backward")
         operand = grad_gates_x + behind_index * (3 * H)
         if SPLIT == 1:
             grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
@@ -191,7 +191,7 @@ def backward_kernel(
         grads = grad_gates_x + index[:, None] * (3 * H) + units[None, :]
         tl.store(grads + 2 * H, grad_n, mask=tile)
         announce(counters, group, ALONE)
-        wait_for(counters, group, (2 * s + 1) * members, ALONE)
+        wait_for(counters, group, (2 * s + 1) * members, ALONE, "cooperative_reset_before backward")
         operand_n = grad_gates_x + index * (3 * H) + 2 * H
         if SPLIT == 1:
             grad_rh = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)

@@ -4,19 +4,53 @@ A group is the programs that own one slice of the batch together. Its counter on
 adds one with release after it has stored its part of a result, and polls with acquire before it
 loads what the others stored. A product's right operand is the program's own columns of the weights,
 which stay in shared memory where TILES says that they fit.
+
+Environment, read at import:
+    SEQKERNELS_SPIN_LIMIT: polls after which a wait gives up and ends the kernel with an error; 0,
+        the default, for none. For finding a hang: the error costs the process its CUDA context.
 """
+
+import os
 
 import triton
 import triton.language as tl
 
 
+def _spin_limit() -> int:
+    text = os.environ.get("SEQKERNELS_SPIN_LIMIT") or "0"
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise ValueError(
+            f"SEQKERNELS_SPIN_LIMIT must be a number of polls below 2 ** 31, 0 for none, not {text}"
+        )
+    return int(text)
+
+
+SPIN_LIMIT = tl.constexpr(_spin_limit())
+# Launch options of a kernel that waits. Triton compiles assertions under `debug` alone, and with
+# them, unless told otherwise, one for every sum of integers.
+WAIT_OPTIONS = {"debug": True, "sanitize_overflow": False} if SPIN_LIMIT.value else {}
+
+
 @triton.jit
-def wait_for(counters, group, target, ALONE: tl.constexpr):
-    """Return when the group's counter has reached `target`: what was written before is visible."""
+def wait_for(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr):
+    """Return when the group's counter has reached `target`: what was written before is visible.
+
+    KERNEL is the name by which a wait that gives up is reported.
+    """
     if not ALONE:
         arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
-        while arrived < target:
-            arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
+        if SPIN_LIMIT == 0:
+            while arrived < target:
+                arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
+        else:
+            polls = 0
+            while (arrived < target) & (polls < SPIN_LIMIT):
+                arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
+                polls += 1
+            if arrived < target:
+                # An assertion's text holds no numbers. Printed first: the assertion ends it all.
+                tl.device_print(KERNEL + ": group, target, arrived", group, target, arrived)
+            assert arrived >= target, KERNEL + ": gave up waiting for its group"
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS, CellSpec
+from ..ops.packed import batch_sizes_on, row_lengths, step_offsets
 from ..ops.registry import absent
 from . import (
     cooperative,
@@ -21,6 +22,7 @@ from . import (
 )
 from .cells import FUNCTIONS
 from .estimate import device_of
+from .exchange import WAIT_OPTIONS
 from .plan import Plan, candidates, precision
 from .pointwise import aligned
 from .tune import choose
@@ -29,22 +31,18 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def row_layout(
-    lengths: Tensor | None, batch_sizes: Tensor | None, batch: int, device: torch.device
+    lengths: Tensor | None, batch_sizes: Tensor | None, batch: int, like: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(lengths [N], offsets [T]) on the device: rows in time for the kernels.
+    """(lengths [N], offsets [T]) on the device of `like`, the sequence: rows in time for kernels.
 
     offsets is the first packed row of every step; None for the padded layout.
     """
     if batch_sizes is None:
         return aligned(lengths)[0], None
-    steps = batch_sizes.shape[0]
-    offsets = batch_sizes.cumsum(0) - batch_sizes
-    # Row n is as long as there are steps with more than n rows.
-    ends = steps - torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
-    # One copy to the device, not two. The second part begins at an even place: Triton compiles
-    # anew for a pointer that is not aligned to 16 bytes.
-    both = torch.cat((offsets, offsets[: steps % 2], ends)).to(device, non_blocking=True)
-    return both[steps + steps % 2 :], both[:steps]
+    # Two tensors, each with memory of its own: Triton compiles anew for a pointer that is not
+    # aligned to 16 bytes.
+    sizes = batch_sizes_on(batch_sizes, batch, like.shape[0], like.device)
+    return row_lengths(sizes, batch), step_offsets(sizes)
 
 
 def forward(
@@ -81,7 +79,7 @@ def forward(
     if output.numel() > 0:
         inputs = aligned(gates_x, weight_hh, bias_hh, h_0)
         state = aligned(c_0 if two else None)
-        layout = row_layout(lengths, batch_sizes, batch, gates_x.device)
+        layout = row_layout(lengths, batch_sizes, batch, gates_x)
         flags = _bytes(reset)
 
         def run(chosen: Plan) -> None:
@@ -147,7 +145,7 @@ def backward(
     grad_h_0 = _copy_or_zeros(grad_h_n, h_0)
     grad_c_0 = _copy_or_zeros(grad_c_n, h_0) if two else None
     if output.numel() > 0:
-        layout = row_layout(lengths, batch_sizes, batch, output.device)
+        layout = row_layout(lengths, batch_sizes, batch, output)
         grads = aligned(grad_output, grad_h_n)
         grads_c = aligned(grad_c_n, grad_c_sequence) if two else [None, None]
         inputs = aligned(weight_hh, h_0, c_0 if two else None, output)
@@ -218,6 +216,8 @@ def _options(
     hidden_size = like.shape[-1]
     options = plan.constants(spec, hidden_size, direction, like.element_size())
     options["PRECISION"] = precision(like.dtype)
+    if plan.schedule == "cooperative":
+        options |= WAIT_OPTIONS
     if spec.pointwise:
         functions = FUNCTIONS[spec.name]
         options |= {

@@ -129,18 +129,41 @@ def test_autocast(device):
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("layout", ["lengths", "packed"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_training_step_does_not_wait(backend, device):
+def test_a_training_step_does_not_wait(backend, layout, device):
     model = seqkernels.LSTM(40, 72, num_layers=2, bidirectional=True).to(device)
-    x, lengths = torch.randn(12, 11, 40, device=device), torch.tensor(LENGTHS, device=device)
+    x, options = torch.randn(12, 11, 40, device=device), {}
+    if layout == "packed":
+        x = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
+    else:
+        options = {"lengths": torch.tensor(LENGTHS, device=device)}
+
+    def step():
+        output, _ = model(x, **options)
+        (output.data if layout == "packed" else output).square().mean().backward()
+
     with seqkernels.use_backend(backend):
-        model(x, lengths=lengths)[0].square().mean().backward()  # compiles and tunes
+        step()  # compiles and tunes
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            model(x, lengths=lengths)[0].square().mean().backward()
+            step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def captured(call):
+    """A graph of `call` and what its replays fill; what a first call sets up is no part of it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    return graph, results
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -148,17 +171,30 @@ def test_inference_in_a_graph(backend, device):
     model = seqkernels.GRU(40, 72, num_layers=2, bidirectional=True).to(device).eval()
     x = torch.randn(12, 11, 40, device=device)
     with seqkernels.use_backend(backend), torch.no_grad():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            model(x)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured, _ = model(x)
+        graph, found = captured(lambda: model(x)[0])
         x.copy_(torch.randn_like(x))
         graph.replay()
-        assert torch.equal(captured, model(x)[0])
+        assert torch.equal(found, model(x)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_training_in_a_graph(backend, device):
+    """Replays after the host's numbers are gone: none of them may be read again."""
+    model = seqkernels.GRU(40, 72, bidirectional=True).to(device)
+    x = torch.randn(12, 11, 40, device=device)
+    packed = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
+
+    def gradients():
+        loss = model(packed)[0].data.square().sum()
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    with seqkernels.use_backend(backend):
+        graph, found = captured(gradients)
+        packed.data.copy_(torch.randn_like(packed.data))
+        for _ in range(3):
+            graph.replay()
+        for one, other in zip(found, gradients(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_compiled_without_a_break(device):

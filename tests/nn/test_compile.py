@@ -6,8 +6,15 @@ from pairs import trio
 from tolerance import assert_parity
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import pack_sequence
 
 import seqkernels
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """A test's compilations do not count towards the limit of the next one's."""
+    torch._dynamo.reset()
 
 
 def _input(kind, batch=3, steps=4):
@@ -78,6 +85,25 @@ def test_lengths_and_reset_in_one_graph():
         _flat(compiled(x, **keywords)), _flat(module(x, **keywords)), strict=True
     ):
         assert_parity(found, eager, eager.double(), "result")
+
+
+@pytest.mark.parametrize(
+    "kind, options", [CASES["LSTM stacked"], CASES["LSTM projected"], CASES["GRU reset before"]]
+)
+def test_packed_input_in_one_graph(kind, options):
+    """Training, too: the batch sizes, numbers on the CPU, need not be known to the compiler."""
+    module = getattr(seqkernels, kind)(5, 6, **options)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for lengths in ((4, 2, 2), (3, 3, 1), (1, 6, 2, 5), (2,)):
+        packed = pack_sequence([torch.randn(n, 5) for n in lengths], enforce_sorted=False)
+        runs = []
+        for call in (module, compiled):
+            output, state = call(packed)
+            results = [output.data, *_flat(state)]
+            loss = sum((r * (i + 1)).square().sum() for i, r in enumerate(results))
+            runs.append([*results, *torch.autograd.grad(loss, list(module.parameters()))])
+        for index, (eager, found) in enumerate(zip(*runs, strict=True)):
+            assert_parity(found, eager, eager.double(), f"{index}")
 
 
 def test_one_compilation_for_many_lengths():

@@ -123,7 +123,7 @@ def test_layer_gradcheck(cell, name):
         return (output, h_n, c_n, c_sequence) if CELLS[cell].states == 2 else (output, h_n)
 
     assert gradcheck(function, values)
-    if name == "plain":
+    if name in ("plain", "packed"):
         assert gradgradcheck(function, values)
 
 

@@ -31,7 +31,8 @@ from seqkernels.triton import (  # noqa: E402
 )
 from seqkernels.triton.cells import FUNCTIONS  # noqa: E402
 from seqkernels.triton.estimate import Device  # noqa: E402
-from seqkernels.triton.plan import candidates, span  # noqa: E402
+from seqkernels.triton.exchange import WAIT_OPTIONS  # noqa: E402
+from seqkernels.triton.plan import Plan, candidates, span  # noqa: E402
 
 # A100, H100 and B200: multiprocessors, and bytes of shared memory that one program may have.
 DEVICES = {80: Device(108, 163 << 10), 90: Device(132, 227 << 10), 100: Device(148, 227 << 10)}
@@ -114,6 +115,8 @@ def planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, presen
     options = plan.constants(spec, hidden_size, direction, itemsize_of(dtype))
     options["PRECISION"] = mode
     module = cooperative if plan.schedule == "cooperative" else sliced
+    if module is cooperative:
+        options |= WAIT_OPTIONS
     if spec.pointwise:
         functions = FUNCTIONS[cell]
         options |= {"CARRIES": functions.carries, "GATES": spec.gates, "SAVED": spec.saved}
@@ -209,6 +212,21 @@ def matrix(arch, whole):
                             yield cell, direction, dtype, mode, hidden_size, plan
 
 
+def waits() -> None:
+    """Print, as JSON, what each kernel that waits for other programs says when it gives up."""
+    plan = Plan("cooperative", 16, 16, 16, split=4, resident=True)
+    for cell in ("lstm", "gru_reset_before"):
+        for direction in ("forward", "backward"):
+            compiled = planned_kernel(cell, direction, "fp16", "ieee", 64, plan, 90)
+            texts = {
+                bytes(map(int, array.split(","))).rstrip(b"\0").decode()
+                for array in re.findall(r"\.b8 (?:assertMessage|printfFormat)\S+ = {([\d, ]+)}",
+                                        compiled.asm["ptx"])
+            }  # fmt: skip
+            facts = {"name": f"{cell} {direction}", "texts": sorted(texts)}
+            print(json.dumps(facts | resources(compiled)), flush=True)
+
+
 def main(arch: int, first: int, step: int) -> None:
     """Print one line a kernel, the facts as JSON: every `step`-th kernel from `first` on."""
     kernels = list(matrix(arch, step == 1))
@@ -229,4 +247,4 @@ def main(arch: int, first: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    waits() if sys.argv[1] == "waits" else main(*map(int, sys.argv[1:]))

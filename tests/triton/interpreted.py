@@ -14,6 +14,7 @@ import sanitized
 import torch
 import triton
 import triton.language as tl
+import waiting
 from tolerance import assert_parity
 
 from seqkernels import reference
@@ -244,9 +245,9 @@ def rest():
 
 
 @triton.jit
-def _late_wait(counters, group, target, ALONE: tl.constexpr):
+def _late_wait(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr):
     nap()
-    exchange.wait_for(counters, group, target, ALONE)
+    exchange.wait_for(counters, group, target, ALONE, KERNEL)
     nap()
 
 
@@ -257,7 +258,7 @@ def _late_announce(counters, group, ALONE: tl.constexpr):
 
 
 @triton.jit
-def _no_wait(counters, group, target, ALONE: tl.constexpr):
+def _no_wait(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr):
     pass
 
 
@@ -302,10 +303,10 @@ def suite_unsynchronised_reset():
 
 
 @triton.jit
-def _second_wait_alone(counters, group, target, ALONE: tl.constexpr):
+def _second_wait_alone(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr):
     members = 3
     if target % (2 * members) != 0:
-        exchange.wait_for(counters, group, target, ALONE)
+        exchange.wait_for(counters, group, target, ALONE, KERNEL)
         if tl.program_id(0) == 1:
             rest()
 
@@ -314,6 +315,13 @@ def suite_half_synchronised():
     """With the second wait of a step alone, which program 1 leaves late: it must not agree."""
     cooperative_reset_before.wait_for = _second_wait_alone
     exchanged("gru_reset_before")
+
+
+def suite_bounded():
+    """With a limit that no wait reaches, as the environment sets one: the numbers are right."""
+    assert exchange.SPIN_LIMIT.value > 0
+    for cell in ("lstm", "gru_reset_before"):
+        exchanged(cell)
 
 
 def suite_chosen():
@@ -342,6 +350,7 @@ def suite_small():
     assert sanitized.main("cpu", interpreter.programs_at_once) == 4
 
 
+suite_stuck = waiting.stuck
 suite_opcheck = registered.opcheck
 suite_compiled = registered.compiled
 

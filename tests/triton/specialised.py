@@ -42,11 +42,12 @@ def tensor(shape, dtype, shift):
 
 
 def call(cell, steps, batch, hidden_size, plan=None, dtype=torch.float32, reverse=False, shift=0,
-         lengths=False, cells=False):  # fmt: skip
+         lengths=False, packed=False, cells=False):  # fmt: skip
     """Forward and backward of a call, or of a cell step; returns the keys of their kernels."""
     keys.clear()
     spec = CELLS[cell]
-    gates_x = tensor((steps, batch, spec.gates * hidden_size), dtype, shift)
+    rows = (steps * batch,) if packed else (steps, batch)
+    gates_x = tensor((*rows, spec.gates * hidden_size), dtype, shift)
     weight = tensor((spec.gates * hidden_size, hidden_size), dtype, shift)
     bias = tensor((spec.gates * hidden_size,), dtype, shift)
     h = tensor((batch, hidden_size), dtype, shift)
@@ -56,7 +57,7 @@ def call(cell, steps, batch, hidden_size, plan=None, dtype=torch.float32, revers
         pointwise.backward(cell, new_h, None, h, c, new_h, new_c, saved)
         return sorted(keys)
     ends = tensor((batch,), torch.int64, shift).fill_(steps) if lengths else None
-    layout = (ends, None, None, reverse)
+    layout = (ends, torch.full((steps,), batch) if packed else None, None, reverse)
     results = launch.forward(cell, gates_x, weight, bias, h, c, *layout, True, plan=plan)
     output, h_n, _, c_sequence, saved = results
     given = (output, h_n, None, None, weight, h, c, output, c_sequence, saved)
@@ -76,6 +77,8 @@ def main():
         found[f"{cell} ones"] = [call(cell, t, n, 64, SLICED) for t, n in ((1, 1), (2, 2), (7, 9))]
         ends = [call(cell, 3, n, 64, lengths=True, shift=n % 2) for n in (17, 20)]
         found[f"{cell} lengths"] = ends
+        shapes = ((2, 17), (3, 20), (7, 18))
+        found[f"{cell} packed"] = [call(cell, t, n, 64, packed=True) for t, n in shapes]
         for i, sizes in enumerate(((1, 3, 37, 127), (2, 50, 90), (4, 12, 64, 100))):
             found[f"{cell} H class {i}"] = [call(cell, 2, 3, h, SLICED) for h in sizes]
         if CELLS[cell].pointwise:

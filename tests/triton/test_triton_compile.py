@@ -75,3 +75,30 @@ def test_exchange_is_a_release_and_an_acquire(compiled):
         # The release orders the stores; the acquire drops what L1 holds of before.
         assert ("MEMBAR" in kernel) == kernel["exchange"], kernel
         assert ("CCTL" in kernel) == kernel["exchange"], kernel
+
+
+@pytest.mark.parametrize("limit", ["0", "1000"])
+def test_a_wait_gives_up_if_it_is_told_to(limit, tmp_path):
+    """Only then is anything compiled for it: an assertion, and prints of its numbers."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "SEQKERNELS_SPIN_LIMIT": limit}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, FOLDER / "ahead.py", "waits"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    kernels = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(kernels) == 4
+    for kernel in kernels:
+        texts = "".join(kernel["texts"])
+        for text in (": gave up waiting for its group", ": group, target, arrived"):
+            assert (text in texts) == (limit != "0"), kernel
+        # The stack is for what is printed; nothing is ever read back from it.
+        assert (kernel["stack"] > 0) == (limit != "0") and "LDL" not in kernel, kernel
+
+
+def test_a_limit_that_is_no_number_is_refused():
+    environment = os.environ | {"SEQKERNELS_SPIN_LIMIT": "many"}
+    command = [sys.executable, "-c", "import seqkernels.triton.exchange"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=FOLDER.parents[1]
+    )
+    assert run.returncode == 1 and "SEQKERNELS_SPIN_LIMIT must be a number of polls" in run.stderr

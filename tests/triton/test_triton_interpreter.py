@@ -13,7 +13,9 @@ FOLDER = Path(__file__).parent
 
 
 SUITES = ("float32", "half", "cells", "guard", "exchange", "late", "chosen", "opcheck", "compiled")
-SUITES += ("small",)
+SUITES += ("small", "bounded", "stuck")
+# Polls after which a wait gives up.
+SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 # Suites that leave a wait out.
 RACES = ("unsynchronised", "unsynchronised_reset", "half_synchronised")
 
@@ -31,7 +33,8 @@ def run(suite: str) -> subprocess.CompletedProcess:
         [sys.executable, FOLDER / "interpreted.py", suite],
         capture_output=True,
         text=True,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ
+        | {"TRITON_INTERPRET": "1", "SEQKERNELS_SPIN_LIMIT": SPIN_LIMITS.get(suite, "0")},
         timeout=600,
     )
 
