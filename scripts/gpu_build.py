@@ -144,6 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"{wanted} was not found; GPU_PYTHON names the GPU machine's Python")
     python, found = with_tools(wanted)
     archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "90a")
+    facts = {
+        "sources": manifest.sources(),  # before the build: what is changed meanwhile makes it stale
+        "commit": os.environ.get("SEQKERNELS_COMMIT") or git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": found["tag"],
+        "archs": archs,
+    }
     options = {"SEQKERNELS_CUDA_ARCHS": archs, "SEQKERNELS_TORCH": torch_folder(found)}
     limited = {**options, "SEQKERNELS_SPIN_LIMIT": str(SPIN_LIMIT)}
     jobs = [
@@ -158,9 +165,6 @@ def main(arguments: list[str] | None = None) -> int:
     names = f"_C{found['suffix']}", "_build.json"
     files = [folder / "seqkernels" / name for folder in (ROOT, SPIN) for name in names]
     files += [libraries.FOLDER / f"{name}.so" for name in libraries.SOURCES]
-    commit = os.environ.get("SEQKERNELS_COMMIT") or git("rev-parse", "HEAD")
-    changed = bool(git("status", "--porcelain", "--untracked-files=no"))
-    facts = {"commit": commit, "changed": changed, "python": found["tag"], "archs": archs}
     sizes = manifest.write(facts, files)["files"]
     for name, size in sizes.items():
         print(f"{size / 1e6:8.2f} MB  {name}")

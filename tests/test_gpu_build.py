@@ -153,7 +153,8 @@ def test_the_script_builds_and_lists(gpu_build, monkeypatch, capsys):
     assert gpu_build.main([]) == 0
     assert "26.00 MB  for" in capsys.readouterr().out
     (facts, files), options = written[0], {"SEQKERNELS_CUDA_ARCHS": "90a;100a"}
-    assert facts["commit"] == "abc" and facts["python"] == TAG and facts["archs"] == "90a;100a"
+    assert facts["sources"] == manifest.sources() and facts["commit"] == "abc"
+    assert facts["python"] == TAG and facts["archs"] == "90a;100a"
     options["SEQKERNELS_TORCH"] = str(Path(torch.__file__).parent)
     python = sys.executable
     spin = ROOT / "build" / "gpu" / "spin"
