@@ -185,13 +185,13 @@ struct ExchangerOf<Stamped> {
   using type = StampedExchanger;
 };
 
-namespace {
-
 // A launch and the device that it is planned for, as numbers.
 struct Request {
   int32_t backward, steps, batch, hidden;
   int32_t processors, shared_per_block, max_cluster, max_units, clusters[4];
 };
+
+namespace {
 
 Planned planned(const Request& r) {
   PlanRequest request;
