@@ -2,6 +2,8 @@
 # TORCH=... is what pip installs into .venv.
 TORCH ?= torch==2.13.0
 BOOTSTRAP ?= python3
+# What a GPU machine runs, for `make gpu-build`.
+GPU_PYTHON ?= python3.12
 SUITE ?= cpu
 MINUTES ?= 5
 export OMP_WAIT_POLICY ?= passive
@@ -14,7 +16,7 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 
-.PHONY: demo test build lint bench gpu clean
+.PHONY: demo test build lint bench gpu gpu-build clean
 
 demo: $(READY)
 	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
@@ -38,6 +40,10 @@ bench: $(READY)
 
 gpu:
 	$(or $(PYTHON),python3) scripts/gpu.py
+
+# Everything that a GPU machine needs compiled, on a machine without a GPU.
+gpu-build: $(if $(PYTHON),,$(READY))
+	$(PY) scripts/gpu_build.py --python $(GPU_PYTHON)
 
 .venv/.installed: pyproject.toml setup.py $(shell git ls-files csrc)
 	@echo "Setting up .venv: $(TORCH), the build tools and seqkernels itself"

@@ -9,6 +9,10 @@ Environment:
         nvcc is.
     SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80+PTX;90a;100a". One with
         +PTX also runs, compiled by the driver, on all that are newer.
+    SEQKERNELS_TORCH: the folder of a torch package to build against, by default the one this
+        interpreter imports. It may belong to another Python: only its stable ABI is used.
+    SEQKERNELS_SPIN_LIMIT: polls after which a kernel that waits for another block gives up and
+        traps, by default none. Objects have a build folder of their own.
     CUDA_HOME: the CUDA toolkit, by default /usr/local/cuda.
     CXX: the C++ compiler, by default g++. MAX_JOBS: parallel compilations.
 """
@@ -91,7 +95,11 @@ class MissingTool(Exception):
 
 
 def torch_directory():
-    """Where torch is installed, found without importing it."""
+    """The torch package to build against, found without importing it."""
+    if named := os.environ.get("SEQKERNELS_TORCH"):
+        if not (Path(named) / "include" / "torch").is_dir():
+            raise SystemExit(f"SEQKERNELS_TORCH={named} is no torch package: it has no headers")
+        return Path(named)
     spec = importlib.util.find_spec("torch")
     if spec is None:
         raise MissingTool("torch is not installed in this environment")
@@ -118,6 +126,22 @@ def isa_sources(sources):
     return [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp"))]
 
 
+def spin_limit():
+    """Compiler flags that bound every loop that waits for another block; none by default."""
+    polls = os.environ.get("SEQKERNELS_SPIN_LIMIT", "")
+    if not polls:
+        return []
+    if not polls.isdecimal() or int(polls) == 0:
+        raise SystemExit(f"SEQKERNELS_SPIN_LIMIT={polls} is no number of polls")
+    return [f"-DSK_SPIN_LIMIT={polls}"]
+
+
+def build_folder(cuda):
+    """One folder per interpreter and options: no object of one enters the library of another."""
+    tag = f"{sysconfig.get_config_var('SOABI')}-{'cuda' if cuda else 'cpu'}"
+    return ROOT / "build" / (tag + "-spin" * bool(spin_limit()))
+
+
 def command_line(words):
     """Words joined for ninja, which passes them to the shell."""
     return " ".join(str(w).replace("$", "$$").replace(" ", "$ ") for w in words)
@@ -133,14 +157,14 @@ def write_ninja(path, output, torch_dir, cuda):
     host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     # torch's checks put the source's name into their messages: without the folder it was built in.
     host += [f"-fmacro-prefix-map={ROOT}/="]
-    host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *spin_limit()]
     host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
     host += [f"-isystem {sysconfig.get_paths()['include']}"]
     archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "80+PTX;90a;100a").split(";")
     if cuda:
         host += ["-DSK_WITH_CUDA", f"-isystem {cuda / 'include'}"]
         host += [f"'-DSK_CUDA_ARCHS=\"{';'.join(archs)}\"'"]
-    link = ["-shared", f"-L{torch_dir / 'lib'}"]
+    link = ["-shared", "-s", f"-L{torch_dir / 'lib'}"]
     # --no-as-needed: the CUDA stream symbol is weak and resolves only if libtorch is really needed.
     link += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
     if cuda:
@@ -164,7 +188,7 @@ def write_ninja(path, output, torch_dir, cuda):
                 codes = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
                 gencode.append(f"'-gencode=arch=compute_{name},code={codes}'")
             nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
-            nvcc += ["--threads=2", *gencode]
+            nvcc += ["--threads=2", "--compress-mode=size", *gencode, *spin_limit()]
             ninja.rule(
                 "nvcc",
                 command=f"{cuda / 'bin' / 'nvcc'} {' '.join([*includes, *nvcc])} -MMD -MF $out.d "
@@ -218,9 +242,7 @@ class Build(build_ext):
         report["cuda"] = cuda is not None
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        # One folder per interpreter and torch: objects of one never enter the library of another.
-        tag = f"{sysconfig.get_config_var('SOABI')}-{'cuda' if cuda else 'cpu'}"
-        folder = ROOT / "build" / tag
+        folder = build_folder(cuda)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS")
         with (folder / "lock").open("w") as lock:

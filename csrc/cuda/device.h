@@ -92,6 +92,17 @@ SK_DEVICE void spin_yield(SK_PLACE) {
 #endif
 }
 
+// Clocks of the multiprocessor since some moment; differences within a block are durations.
+SK_DEVICE int64_t clock64() {
+#ifdef SK_EMULATE
+  return emu::clock64();
+#else
+  int64_t clocks;
+  asm volatile("mov.u64 %0, %%clock64;" : "=l"(clocks)::"memory");
+  return clocks;
+#endif
+}
+
 // Shared memory addresses. A 32-bit address in the window of the own cluster: shared_address()
 // names the own block, cluster_address() moves an address to block `rank`; byte offsets may be
 // added.

@@ -81,6 +81,12 @@ SK_DEVICE float summed(const Plan& p, const Phase& f, const char* shared, int r,
   return sum;
 }
 
+// bench/gpu/where.cu puts others here, to see what the exchange costs.
+template <typename M>
+struct ExchangerOf {
+  using type = Exchanger;
+};
+
 template <typename Policy, typename M>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const SequenceArgs a) {
   constexpr int kRegisters =
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
     policy.fetch(a, steps, s, shared);
   };
   if (steps.count > 0) fetch(0);
-  Exchanger exchanger;
+  typename ExchangerOf<M>::type exchanger;
   exchanger.begin(a, b, shared);
 
   int round = 0;

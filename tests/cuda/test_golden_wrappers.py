@@ -64,6 +64,7 @@ INSTRUCTIONS = (
     "SYNCS.PHASECHK",
     "UCGABAR_ARV",
     "UCGABAR_WAIT",
+    "SR_CLOCKLO",
 )
 
 if NVCC.exists() and NVDISASM and NVDISASM.exists():

@@ -62,6 +62,11 @@ void perhaps_preempt(const char* what, Place place) {
   if (schedule == kShuffled && rng() % 4 == 0) suspend({}, what, place);
 }
 
+int64_t clock64() {
+  static int64_t clocks = 0;
+  return ++clocks;
+}
+
 // Barriers.
 
 static void complete(Barrier& barrier) {

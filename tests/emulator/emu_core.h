@@ -172,6 +172,9 @@ inline void count_poll(Place place) {
   if (++current->polls > 1000000) fail(place, "a loop polls memory and never calls spin_yield");
 }
 
+// Rises with every call.
+int64_t clock64();
+
 void arrive(Barrier& barrier);
 void block_barrier(const char* what, Place place);
 void named_barrier(int id, int threads, bool wait, Place place);

@@ -291,7 +291,9 @@ def _make(command: list[str], output: Path) -> Path:
 
 
 def _object(source: Path, flags: list[str], headers: bytes) -> Path:
-    key = hashlib.sha256(repr(flags).encode() + source.read_bytes() + headers).hexdigest()[:20]
+    beside = b"".join(h.read_bytes() for h in sorted(source.parent.glob("*.h")))
+    content = repr(flags).encode() + source.read_bytes() + headers + beside
+    key = hashlib.sha256(content).hexdigest()[:20]
     output = CACHE / f"{source.stem}-{key}.o"
     if output.exists():
         return output

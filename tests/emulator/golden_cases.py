@@ -123,6 +123,13 @@ def case_warp(call):
     assert torch.equal(y[9], torch.where(lane & 4 > 0, x[lane ^ 8], torch.tensor(-1)))
 
 
+def case_clock(call):
+    clocks = poisoned(2, 32, dtype=torch.int64)
+    call("test_clock", clocks, None)
+    # Lanes of a warp read it together or one after another, but none before the barrier.
+    assert clocks[0].min() >= 0 and clocks[1].min() > clocks[0].max()
+
+
 def case_cp_async(call):
     x, y = torch.randn(64), poisoned(4, 64)
     call("test_cp_async", x, y, None)

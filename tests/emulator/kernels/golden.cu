@@ -121,6 +121,13 @@ __global__ void golden_warp(const int* x, int* y) {
   if (lane & 4) y[9 * kWarp + lane] = __shfl_xor_sync(0xf0f0f0f0u, value, 8);
 }
 
+// clocks [2, 32] out: before and after a barrier.
+__global__ void golden_clock(int64_t* clocks) {
+  clocks[sk::lane_id()] = sk::clock64();
+  __syncwarp();
+  clocks[kWarp + sk::lane_id()] = sk::clock64();
+}
+
 // x [64] in, y [4, 64] out: copies of 4, 8 and 16 bytes, every third of 4 bytes masked, in groups.
 __global__ void golden_cp_async(const float* x, float* y) {
   SK_SHARED(shared);
@@ -310,6 +317,9 @@ int test_conversions_bfloat16(const float* x, uint32_t* packed, float* unpacked,
 }
 int test_warp(const int* x, int* y, void* stream) {
   return sk::launch(golden_warp, config(1, kWarp, 0, stream), x, y);
+}
+int test_clock(int64_t* clocks, void* stream) {
+  return sk::launch(golden_clock, config(1, kWarp, 0, stream), clocks);
 }
 int test_cp_async(const float* x, float* y, void* stream) {
   return sk::launch(golden_cp_async, config(1, 64, 768, stream), x, y);
