@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from bench.gpu import libraries, manifest  # noqa: E402
 
 # About a second, where a wait takes microseconds.
-SPIN_LIMIT = 1 << 22
+SPIN_LIMIT = 1 << 20
 SPIN = libraries.FOLDER / "spin"
 TOOLS = {"setuptools": "setuptools>=77", "ninja": "ninja", "pybind11": "pybind11>=2.12"}
 # Much more would take long to carry.

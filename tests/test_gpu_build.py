@@ -158,7 +158,7 @@ def test_the_script_builds_and_lists(gpu_build, monkeypatch, capsys):
     options["SEQKERNELS_TORCH"] = str(Path(torch.__file__).parent)
     python = sys.executable
     spin = ROOT / "build" / "gpu" / "spin"
-    limited = options | {"SEQKERNELS_SPIN_LIMIT": "4194304"}
+    limited = options | {"SEQKERNELS_SPIN_LIMIT": str(1 << 20)}
     expected = [(python, ROOT, options), (python, spin, limited), (python, "90a;100a")]
     assert sorted(calls, key=str) == sorted(expected, key=str)
     module = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -219,8 +219,9 @@ class Words : public Memory {
 #pragma unroll
       for (int i = 0; i < kFlight; ++i) {
         if (!wanted(place[i])) continue;
+        sk::Polls polls(sk::Wait::kWords, round, place[i].slice);
         while (uint32_t(word[i].high >> 32) != flag(round)) {
-          sk::spin_yield();
+          polls.missed();
           word[i] = sk::load_relaxed(from + i * kThreads);
         }
         char* slice = received_ + place[i].slice * m_.bytes;
