@@ -102,8 +102,8 @@ class Call:
         record = {"case": name, "result": result, **more, "output": self.text[-KEPT_OUTPUT:]}
         protocol.append(self.out / "stages.jsonl", record)
         self.text = ""
-        counts = {k: len(v) if isinstance(v, list) else v for k, v in more.items()}
-        print(f"{name:16} {result:12}", *(f"{k} {v}" for k, v in counts.items()), flush=True)
+        short = {k: len(v) if isinstance(v, list) else str(v)[:200] for k, v in more.items()}
+        print(f"{name:16} {result:12}", *(f"{k} {v}" for k, v in short.items()), flush=True)
 
     def command(self, stage: Stage) -> None:
         """Run a stage that is a command; the files it leaves in its scratch folder are kept."""
@@ -124,13 +124,17 @@ class Call:
             stage.silence,
             self.keep,
         )
-        large = [p.name for p in scratch.rglob("*") if p.stat().st_size > LARGEST_FILE]
-        for path in [p for p in scratch.rglob("*") if p.is_file() and p.name not in large]:
-            path.replace(self.out / path.name)
-        last = self.text.strip().rpartition("\n")[2].strip("= ")
-        result = {0: "ok"}.get(status, status if isinstance(status, str) else "failed")
-        took = round(time.monotonic() - begin, 1)
-        self.over(stage.name, result, seconds=took, note=stage.note, large=large, last=last[:150])
+        files = [path for path in scratch.rglob("*") if path.is_file()]
+        large = [path.name for path in files if path.stat().st_size > LARGEST_FILE]
+        for path in files:
+            if path.name not in large:
+                path.replace(self.out / path.name)
+        facts = {"note": stage.note, "large": large, "seconds": round(time.monotonic() - begin, 1)}
+        facts["last"] = self.text.strip().rpartition("\n")[2].strip("= ")[:150]
+        if status == 0 and not files and any("{scratch}" in word for word in stage.command):
+            status, facts["reason"] = 1, "it left no file"
+        result = status if isinstance(status, str) else "failed" if status else "ok"
+        self.over(stage.name, result, **facts)
 
     def keep(self, line: str) -> None:
         """Remember what a process printed."""
@@ -155,7 +159,7 @@ class Call:
     def recover(self, status: int | str, place: Place, waiting: dict, restarts: Counter) -> None:
         """Record the case at which a worker ended; take from `waiting` what cannot go on."""
         how = "was silent" if status == "hung" else f"ended with status {status}"
-        if place.unusable or place.stage not in waiting or status == "out of time":
+        if place.stage not in waiting or status == "out of time":
             result = status if status == "out of time" else "failed"
             for name in waiting:
                 self.over(name, result, reason=place.unusable or f"the worker {how}")
@@ -194,7 +198,7 @@ class Call:
             message = {}
         if not message:
             self.keep(line)
-        place.unusable = message.get("unusable", "")
+        place.unusable = message.get("unusable", place.unusable)
         if name := message.get("begin"):
             place.began = place.began if name == place.stage else place.heard
             place.stage, place.case = name, message.get("case")
@@ -280,8 +284,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.call == "publish":
         from bench.gpu.publish import publish
 
-        for path in publish(options.folder):
-            print(f"written: {path}")
+        try:
+            print("\n".join(f"written: {path}" for path in publish(options.folder)))
+        except ValueError as error:
+            parser.error(str(error))
         return 0
     planned = chosen(options, parser)
     if options.list:

@@ -34,7 +34,7 @@ class Machine:
         return {"spin": {"wait": "words", "block": 7}} if self.lost else None
 
 
-def machine(build, rehearse):
+def open_machine(build, rehearse):
     unusable = Path(os.environ["OUT"], "..", "unusable").resolve()
     if unusable.exists():
         raise worker.Unusable(int(unusable.read_text()), "nothing to run on")
@@ -50,7 +50,8 @@ def outcome(on, planted):
     if planted == "hang":
         sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
         child = subprocess.Popen(sleep, preexec_fn=os.setpgrp)  # as ninja starts its commands
-        Path(os.environ["OUT"], "..", "child").write_text(str(child.pid))
+        with Path(os.environ["OUT"], "..", "children").open("a") as file:
+            file.write(f"{child.pid}\n")
         time.sleep(300)
     if planted == "crash":
         print("about to crash", flush=True)
@@ -78,6 +79,6 @@ def stage(name, cases):
     return module
 
 
-worker.machine = machine
+worker.open_machine = open_machine
 sys.modules |= {f"bench.gpu.{name}": stage(name, cases) for name, cases in PLANTED.items()}
 sys.exit(worker.main())

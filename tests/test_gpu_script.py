@@ -56,6 +56,12 @@ def running(pid: int) -> bool:
     return status.exists() and "\nState:\tZ" not in status.read_text()
 
 
+def children(folder: Path) -> list[int]:
+    """What cases that hang have started."""
+    path = folder / "children"
+    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def gone(pid: int) -> bool:
     deadline = time.monotonic() + 10
     while running(pid) and time.monotonic() < deadline:
@@ -93,7 +99,7 @@ def test_a_worker_goes_on_after_the_case_that_ended_it(gpu, tmp_path, monkeypatc
     assert found["e"]["spin"] == {"wait": "words", "block": 7}
     assert "lost" not in found["f"] and found["f"]["reason"] == "AssertionError: error 1 above 0.5"
     assert found["g"]["reason"].startswith("ValueError")
-    assert gone(int((tmp_path / "child").read_text()))
+    assert gone(*children(tmp_path))
     one, two = records(tmp_path / "out" / "stages.jsonl")
     assert (one["result"], two["result"]) == ("failed", "ok")
     assert one["cases"] == {"ok": 3, "hung": 1, "crashed": 1, "failed": 3}
@@ -123,6 +129,7 @@ def test_a_stage_without_cases_stops_no_other(gpu, tmp_path, monkeypatch, plante
     assert (one["result"], two["result"]) == ("failed", "ok")
     reason = "AssertionError: error 1 above 0.5" if planted == "wrong" else "was silent between"
     assert reason in one["reason"]
+    assert len(children(tmp_path)) == (planted == "hang")  # it was tried once
 
 
 def test_a_stage_keeps_to_its_share_of_the_time(gpu, tmp_path, monkeypatch):
@@ -156,7 +163,7 @@ def test_the_deadline_ends_a_case_and_a_command(gpu, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert results(out / "stages.jsonl") == {"one": "out of time", "two": "out of time"}
     assert results(out / "one.jsonl") == {"a": "ok"}  # b is for a resumed call
-    assert gone(int((tmp_path / "child").read_text()))
+    assert gone(*children(tmp_path))
     plant(
         gpu, monkeypatch, {}, command("slow", "import time; print(1, flush=True); time.sleep(99)")
     )
@@ -204,15 +211,17 @@ def test_commands(gpu, tmp_path, monkeypatch, capsys):
         Stage("missing", 10, "", ("no-such-tool",)),
         command("hangs", hangs, silence=1),
         command("large", large, "{scratch}"),
+        command("empty", "print('nothing to report')", "{scratch}"),
         command("last", "import os; print(os.environ['PLACE'])", environment={"PLACE": "{out}"}),
     )
     assert gpu.main(["second"]) == 1
     found = {record["case"]: record for record in records(tmp_path / "out" / "stages.jsonl")}
-    expected = ["failed", "failed", "hung", "ok", "ok"]
+    expected = ["failed", "failed", "hung", "ok", "failed", "ok"]
     assert [record["result"] for record in found.values()] == expected
     assert found["fails"]["last"] == "1 failed, 3 passed" and found["fails"]["note"] == "alone"
     assert found["missing"]["reason"] == "no-such-tool is not installed"
     assert found["hangs"]["output"] == "begun\n" and found["large"]["large"] == ["x"]
+    assert found["empty"]["reason"] == "it left no file"
     assert found["last"]["output"] == f"{tmp_path / 'out'}\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["stages.jsonl"]
     assert "fails            failed" in capsys.readouterr().out
@@ -288,13 +297,13 @@ def test_a_stop_from_outside(tmp_path):
     planted = json.dumps({"one": {"a": "ok", "b": "hang"}, "two": {"x": "ok"}})
     environment = {**os.environ, "OUT": str(tmp_path / "out"), "PLANTED": planted}
     process = subprocess.Popen([PYTHON, "-c", driver], env=environment)
-    child, deadline = tmp_path / "child", time.monotonic() + 60
-    while not (child.exists() and child.read_text()):
+    deadline = time.monotonic() + 60
+    while not children(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    assert gone(int(child.read_text()))
+    assert gone(*children(tmp_path))
     assert results(tmp_path / "out" / "one.jsonl") == {"a": "ok"}
     assert results(tmp_path / "out" / "stages.jsonl") == {"one": "stopped", "two": "stopped"}
 

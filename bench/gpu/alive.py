@@ -34,7 +34,11 @@ LIMITS = {
 }
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ROWS = {"one row": Sizes(1, 6, 20, 70, 2), "five rows": Sizes(5, 5, 10, 37, 2)}
-TRITON = product(("lstm", "gru_reset_before"), ("sliced", "cooperative", "stepwise"))
+TRITON = [
+    f"{cell} {schedule}"
+    for cell in ("lstm", "gru_reset_before")
+    for schedule in ("sliced", "cooperative", "stepwise")
+]
 
 _Check = Callable[[], None]
 
@@ -209,5 +213,5 @@ def triton(machine: Machine) -> Iterator[tuple[str, _Check]]:
     # A sign of life: a kernel compiles for seconds, a case has up to four.
     knobs.runtime.jit_post_compile_hook = lambda *_, **facts: print("compiled", facts["fn"].name)
     checks = dict(sanitized.checks(machine.device))
-    for cell, kind in TRITON:
-        yield f"{cell} Triton {kind}", checks[f"{cell} {kind}"]
+    for name in TRITON:
+        yield f"{name}, Triton", lambda name=name: checks[name]()

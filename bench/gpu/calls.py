@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass, field
 
+CALLS = ("first", "second", "third")
 PYTHON = sys.executable
 CUDA, DECODE, TRITON = "tests/cuda", "tests/decode", "tests/triton"
 NCU_SECTIONS = ("WarpStateStats", "SourceCounters", "MemoryWorkloadAnalysis", "LaunchStats")
@@ -23,7 +24,7 @@ class Stage:
         environment: beside that of the supervisor.
         silence: seconds after which a silent command counts as hung.
         note: what is said of it beside its result.
-        text: what the names of its cases must contain.
+        text: of a worker's stage, what the names of its cases must contain.
     """
 
     name: str
@@ -91,8 +92,8 @@ def stages(call: str, rehearse: bool = False) -> list[Stage]:
     """The stages of a call.
 
     Args:
-        call: "first", "second" or "third".
-        rehearse: on the CPU emulator; workers are told apart.
+        call: of CALLS.
+        rehearse: whether the kernels run on the CPU emulator.
     """
     if call == "first":
         return [
@@ -126,6 +127,3 @@ def stages(call: str, rehearse: bool = False) -> list[Stage]:
         *sanitizer("racecheck"),
         Stage("suites", 40, "", tuple(bench)),
     ]
-
-
-CALLS = ("first", "second", "third")

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """Make the launches and return the exit status."""
     print("profile: importing torch", flush=True)  # long under ncu, which is silent meanwhile
     try:
-        machine = worker.machine("release", "--rehearse" in arguments)
+        machine = worker.open_machine("release", "--rehearse" in arguments)
     except worker.Unusable as error:
         print(error)
         return error.status

@@ -10,22 +10,13 @@ from . import protocol
 SUITE = SUITES["headline"]
 
 
-def document(folder: Path) -> dict | None:
-    """The headline suite's document of bench/schema.json, from facts.jsonl and ratios.jsonl.
+def document(folder: Path, facts: dict[str, dict]) -> dict | None:
+    """The headline suite's document of bench/schema.json; None where no case of it was measured.
 
     Args:
         folder: of a call's files.
-
-    Returns:
-        The document; None where no case of the suite was measured.
-
-    Raises:
-        ValueError: the facts that it needs are missing.
+        facts: of the device, as `read` gives them.
     """
-    facts = {r["case"]: r for r in protocol.records(folder / "facts.jsonl") if r["result"] == "ok"}
-    missing = {"software", "document"} - facts.keys()
-    if missing:
-        raise ValueError(f"{folder}/facts.jsonl has no {' and no '.join(sorted(missing))}")
     device, settings = (facts["document"][name] for name in ("device", "settings"))
     found = [
         runner.result(_case(measured["case"]), record["mode"], measured["contestants"], device)
@@ -34,10 +25,9 @@ def document(folder: Path) -> dict | None:
     ]
     if not found:
         return None
-    # In the order of the suite: both modes of a case together, the shorter lengths last.
-    found.sort(key=lambda r: -r["case"]["length"])
+    found.sort(key=lambda r: -r["case"]["length"])  # as the suite has them
     ids = {r["case"]["id"] for r in found}
-    left_out = [c.id for c in SUITE.cases if c.id not in ids]
+    left_out = [case.id for case in SUITE.cases if case.id not in ids]
     return {
         "schema": results.SCHEMA_VERSION,
         "suite": SUITE.name,
@@ -49,25 +39,38 @@ def document(folder: Path) -> dict | None:
     }
 
 
+def read(folder: Path) -> dict[str, dict]:
+    """The facts of a call by their names.
+
+    Raises:
+        ValueError: some that are needed are missing.
+    """
+    facts = {r["case"]: r for r in protocol.records(folder / "facts.jsonl") if r["result"] == "ok"}
+    if missing := {"software", "document"} - facts.keys():
+        raise ValueError(f"{folder}/facts.jsonl has no {' and no '.join(sorted(missing))}")
+    return facts
+
+
 def publish(folder: Path, root: Path = results.RESULTS) -> list[Path]:
-    """Write <root>/<device>/headline.json, copy the call's other files beside it.
+    """Copy a call's files to <root>/<device>, and write headline.json beside them.
 
     Args:
         folder: of a call's files.
         root: of all results.
 
     Returns:
-        What was written.
+        What was written; headline.json, if cases of that suite were measured, first.
 
     Raises:
-        ValueError: the facts of the device are missing, or the document breaks the schema.
+        ValueError: facts of the device are missing, or the document breaks the schema.
     """
-    found = document(folder)
-    if found is None:
-        raise ValueError(f"{folder} holds no measured case of the suite {SUITE.name}")
-    written = [results.write(found, root)]
+    facts = read(folder)
+    found = document(folder, facts)
+    written = [] if found is None else [results.write(found, root)]
+    place = root / results.folder(facts["document"]["device"])
+    place.mkdir(parents=True, exist_ok=True)
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        written.append(Path(shutil.copy(path, written[0].parent / path.name)))
+        written.append(Path(shutil.copyfile(path, place / path.name)))
     return written
 
 

@@ -22,10 +22,15 @@ import sys
 import sysconfig
 import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import manifest, protocol
+
+if TYPE_CHECKING:
+    from .machine import Machine
 
 SPIN = Path("build", "gpu", "spin", "seqkernels")
 REHEARSAL = Path("tests", "emulator", "rehearsal.py")
@@ -73,7 +78,7 @@ def load(build: str) -> None:
         raise Unusable(protocol.NO_BUILD, f"no {build} build: {reason}")
 
 
-def machine(build: str, rehearse: bool):
+def open_machine(build: str, rehearse: bool) -> "Machine":
     """The device and its kernels, ready to run.
 
     Raises:
@@ -100,29 +105,29 @@ def machine(build: str, rehearse: bool):
     return Machine()
 
 
-def measured(measure, on) -> dict:
+def measured(measure: Callable[[], dict], machine: "Machine") -> dict:
     """The record of a case without its name; with "lost" where the device can no longer be used."""
     start = time.perf_counter()
     try:
         record = {"result": "ok", **measure()}
-        on.synchronize()
+        machine.synchronize()
         json.dumps(record, allow_nan=False)
     # A wrong result, a refusal and a dead device arrive as exceptions of any type.
     except Exception as error:
         traceback.print_exc()
         record = {"result": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]}
-        failure = on.failure()
+        failure = machine.failure()
         if failure is not None:
             record |= {"lost": True, **failure}
     return {**record, "wall_s": round(time.perf_counter() - start, 3)}
 
 
-def run(stage: str, on, out: Path, end: float) -> None:
+def run(stage: str, machine: "Machine", out: Path, end: float) -> None:
     """Run the cases of a stage that are not recorded yet.
 
     Args:
         stage: its name, and after a colon what the names of its cases must contain.
-        on: the machine.
+        machine: where.
         out: folder of its file.
         end: of `time.monotonic()`, after which no case begins.
     """
@@ -133,14 +138,14 @@ def run(stage: str, on, out: Path, end: float) -> None:
         module = import_module(f"bench.gpu.{name}")
         file, path = module.FILE, out / module.FILE
         done = {record.get("case") for record in protocol.records(path)}
-        for case, measure in module.cases(on):
+        for case, measure in module.cases(machine):
             if case in done or text not in case:
                 continue
             if time.monotonic() >= end:
                 left_out.append(case)
                 continue
             say(begin=stage, case=case, file=file)
-            record = measured(measure, on)
+            record = measured(measure, machine)
             protocol.append(path, {"case": case, **record})
             say(end=stage, case=case, result=record["result"], reason=record.get("reason", ""))
             if "lost" in record:
@@ -163,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seconds = {name: float(n) for name, _, n in (s.partition("=") for s in options.seconds)}
     try:
-        on = machine(options.build, options.rehearse)
+        machine = open_machine(options.build, options.rehearse)
     except Unusable as error:
         say(unusable=str(error))
         return error.status
@@ -173,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stage in options.stages:
         # What a stage does not need passes on to the later ones.
         end += seconds.get(stage, float("inf"))
-        run(stage, on, options.out, end)
+        run(stage, machine, options.out, end)
     return 0
 
 

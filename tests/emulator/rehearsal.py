@@ -4,6 +4,7 @@ bench/gpu/worker.py loads this file under `--rehearse`. SEQKERNELS_FAULTS plants
 the supervisor: JSON, {stage: {case: "hang" | "crash" | "lose"}}.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -11,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +33,24 @@ FACTS = {"major": 9, "minor": 0, "processors": 132, "shared_per_block": 227 << 1
 FACTS |= {"max_units": 256, "max_cluster": 16, "clusters": [66, 32, 15, 7]}
 
 
+@contextlib.contextmanager
+def compiling():
+    """Signs of life: what is not cached takes the compiler minutes."""
+    done = threading.Event()
+
+    def tell():
+        while not done.wait(2):
+            print("compiling for the emulator", flush=True)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
 class EmulatedMachine(Machine):
     """The emulator, on tensors of the CPU."""
 
@@ -39,6 +59,8 @@ class EmulatedMachine(Machine):
     def __init__(self):
         self.device, self.facts, self._limits = torch.device("cpu"), FACTS, NO_LIMITS
         self.lost = False
+        with compiling():
+            emulated_ops.library()
         self._backend = emulated_backend.persistent_on_the_cpu()
         self._backend.__enter__()  # for as long as the machine lives
         self._limit_plans(**NO_LIMITS)
@@ -49,6 +71,10 @@ class EmulatedMachine(Machine):
     def _limit_plans(self, max_cluster, max_units, shared_per_block):
         shared = shared_per_block or FACTS["shared_per_block"]
         emulated_ops.ops(max_cluster=max_cluster, max_units=max_units, shared_per_block=shared)
+
+    def library(self, name):
+        with compiling():
+            return super().library(name)
 
     def seconds(self, call):
         start = time.perf_counter()
