@@ -31,7 +31,7 @@ class Machine:
         pass
 
     def failure(self):
-        return {"spin": {"wait": "words", "block": 7}} if self.lost else None
+        return {"spin": [{"wait": "words", "block": 7}]} if self.lost else None
 
 
 def open_machine(build, rehearse):

@@ -100,8 +100,8 @@ def test_the_table_is_printed_last(first):
     assert [" ".join(row[:2]) for row in rows] == list(ratios)
     for row in rows:
         if " ".join(row[:2]) not in FAULTS["ratios"]:
-            *_, predicted, launch, ratio = map(float, row[2:])
-            assert predicted > 0 and launch > 0 and ratio > 0
+            *_, predicted, launch, ratio = map(float, row[2:-1])
+            assert predicted > 0 and launch > 0 and ratio > 0 and row[-1] == "persistent"
     assert rows[next(i for i, row in enumerate(rows) if "crashed" in row)][-1] == "crashed"
 
 

@@ -96,7 +96,7 @@ def test_a_worker_goes_on_after_the_case_that_ended_it(gpu, tmp_path, monkeypatc
         ["ok", "hung", "ok", "crashed", "failed", "failed", "failed", "ok"]
     )
     assert found["d"]["reason"] == f"the worker ended with status -{signal.SIGSEGV.value}"
-    assert found["e"]["spin"] == {"wait": "words", "block": 7}
+    assert found["e"]["spin"] == [{"wait": "words", "block": 7}]
     assert "lost" not in found["f"] and found["f"]["reason"] == "AssertionError: error 1 above 0.5"
     assert found["g"]["reason"].startswith("ValueError")
     assert gone(*children(tmp_path))

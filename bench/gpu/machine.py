@@ -107,7 +107,7 @@ class Machine:
         """Why the device can no longer be used by this process; None where it can.
 
         Returns:
-            {"spin": what a loop that gave up waiting has recorded, or None}.
+            {"spin": where loops gave up waiting, a record for each block}.
         """
         try:
             torch.cuda.synchronize()

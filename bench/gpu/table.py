@@ -7,10 +7,11 @@ from . import protocol
 
 # Speed-ups expected before the measurement, {case id: {mode: ratio}}; there need be none.
 PREDICTED = Path(__file__).with_name("predicted.json")
-_HEAD = "case and mode", "nn µs", "ours µs", "stepwise", "predicted", "launch", "ratio", "expected"
+_HEAD = ("case and mode", "nn µs", "ours µs", "stepwise", "predicted", "launch", "ratio")
+_HEAD += ("expected", "ran")
 _NOTE = (
     "µs of a step (slope between the two lengths), as predicted by the plan, of the launches"
-    " (intercept of ours), and torch.nn over ours at the longer length."
+    " (intercept of ours); torch.nn over ours at the longer length; the backend that ran ours."
 )
 
 
@@ -34,7 +35,7 @@ def row(record: dict, expected: dict) -> list[str]:
     name = record["case"]
     case, _, mode = name.rpartition(" ")
     if "measured" not in record:
-        return [name, *[""] * (len(_HEAD) - 3), record["result"], ""]
+        return [name, *[""] * 5, record["result"], "", ""]
     theirs, ours, stepwise = (
         times(record, n) for n in ("torch.nn", "seqkernels", "seqkernels.stepwise")
     )
@@ -43,7 +44,9 @@ def row(record: dict, expected: dict) -> list[str]:
     cells += [_us(None if None in predicted else sum(predicted) * 1e-9), _us(ours and ours[1])]
     ratio = f"{theirs[2] / ours[2]:.2f}" if theirs and ours else record["result"]
     wanted = expected.get(case, {}).get(mode)
-    return [name, *cells, ratio, "" if wanted is None else f"{wanted:.2f}"]
+    rows = record["measured"][0]["contestants"]
+    ran = next((row["detail"] for row in rows if row["name"] == "seqkernels"), None)
+    return [name, *cells, ratio, "" if wanted is None else f"{wanted:.2f}", ran or ""]
 
 
 def table(path: Path, predicted: Path = PREDICTED) -> str:

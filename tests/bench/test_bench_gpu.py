@@ -21,7 +21,8 @@ H100 = SimpleNamespace(plan=_extension.C.plan)
 
 
 def measured(length: int, **medians: float) -> dict:
-    rows = [contestant(name, medians.get(key)) for name, key in ((BASELINE, "nn"), (OURS, "ours"))]
+    rows = [contestant(BASELINE, medians["nn"])]
+    rows.append(contestant(OURS, medians.get("ours"), detail="persistent"))
     return {"case": replace(CASE, length=length).to_json(), "contestants": rows}
 
 
@@ -48,15 +49,29 @@ def test_steps_are_slopes_and_launches_intercepts(path, tmp_path):
     predicted.write_text(json.dumps({"a": {"training": 2.4}}))
     head, a, b, c, note = table(path, predicted).splitlines()
     # torch.nn, ours, predicted by the plans, launches, ratio of the longer calls, as expected.
-    assert a.split() == ["a", "training", "10.00", "4.00", "3.50", "500.00", "2.40", "2.40"]
-    assert b.split() == ["b", "inference", "1.30", "failed"]
+    assert a.split() == [
+        "a",
+        "training",
+        "10.00",
+        "4.00",
+        "3.50",
+        "500.00",
+        "2.40",
+        "2.40",
+        "persistent",
+    ]
+    assert b.split() == ["b", "inference", "1.30", "failed", "persistent"]
     assert c.split() == ["c", "inference", "hung"]
     assert len({len(line) for line in (head, a, b, c)}) == 1 and "slope" in note
 
 
 def test_there_may_be_nothing_to_tell(path, tmp_path):
     assert table(tmp_path / "none.jsonl") == ""
-    assert table(path, tmp_path / "none.json").splitlines()[1].split()[-2:] == ["500.00", "2.40"]
+    assert table(path, tmp_path / "none.json").splitlines()[1].split()[-3:] == [
+        "500.00",
+        "2.40",
+        "persistent",
+    ]
 
 
 def test_predictions_are_those_of_the_plans():

@@ -66,7 +66,7 @@ def main(device: str = "cuda", suffixes=SUFFIXES, decoder: str = "persistent") -
     if device == "cuda" and not torch.cuda.is_available():
         print("there is no GPU")
         return 1
-    if hasattr(_extension.C, "limit_plans"):
+    if device == "cuda" and hasattr(_extension.C, "limit_plans"):
         _extension.C.limit_plans(max_units=16)  # small layers are cut up, so that they exchange
     failed = 0
 

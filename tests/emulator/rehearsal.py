@@ -30,7 +30,7 @@ from seqkernels import dispatch  # noqa: E402
 
 # What plans are made for: an H100.
 FACTS = {"major": 9, "minor": 0, "processors": 132, "shared_per_block": 227 << 10}
-FACTS |= {"max_units": 256, "max_cluster": 16, "clusters": [66, 32, 15, 7]}
+FACTS |= {"image": 90, "max_units": 256, "max_cluster": 16, "clusters": [66, 32, 15, 7]}
 
 
 @contextlib.contextmanager
@@ -92,11 +92,11 @@ def machine() -> Machine:
     """The machine; whole layers on CPU tensors are dispatched to its kernels from here on."""
     found = EmulatedMachine()
     # On a CPU, the ops of the stepwise schedule's names are the native ones.
-    dispatch.BACKENDS = tuple(
-        dataclasses.replace(b, devices=("cpu",)) if b.name == "stepwise" else b
-        for b in dispatch.BACKENDS
-    )
-    dispatch._BY_NAME |= {backend.name: backend for backend in dispatch.BACKENDS}
+    can_run = dispatch.named("native").can_run
+    stepwise = dispatch.named("stepwise")
+    stepwise = dataclasses.replace(stepwise, devices=("cpu",), can_run=can_run)
+    dispatch.BACKENDS = tuple(stepwise if b.name == "stepwise" else b for b in dispatch.BACKENDS)
+    dispatch._BY_NAME["stepwise"] = stepwise
     sanitized.checks = _at_once(sanitized.checks)
     for stage, faults in json.loads(os.environ.get("SEQKERNELS_FAULTS", "{}")).items():
         module = importlib.import_module(f"bench.gpu.{stage}")
