@@ -6,6 +6,7 @@ BOOTSTRAP ?= python3
 GPU_PYTHON ?= python3.12
 SUITE ?= cpu
 MINUTES ?= 5
+CALL ?= first
 export OMP_WAIT_POLICY ?= passive
 
 ifdef PYTHON
@@ -38,8 +39,9 @@ lint: $(READY)
 bench: $(READY)
 	env -u OMP_WAIT_POLICY $(PY) -m bench run $(SUITE)
 
+# CALL=second, CALL=third; ARGS="--only ratios --minutes 2", ARGS=--list, ...
 gpu:
-	$(or $(PYTHON),python3) scripts/gpu.py
+	$(or $(PYTHON),python3) scripts/gpu.py $(CALL) $(ARGS)
 
 # Everything that a GPU machine needs compiled, on a machine without a GPU.
 gpu-build: $(if $(PYTHON),,$(READY))

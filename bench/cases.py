@@ -97,6 +97,7 @@ class Suite:
         sweep: the field of `Case` on the x axis of the plot; "case" gives every case its own place.
         extra: contestants measured beside torch.nn and seqkernels, by name. The cpu suite has none,
             so that it takes minutes: the loop would be compiled anew for every case.
+        backends: those measured one by one beside the one that dispatch takes; None stands for all.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Suite:
     cases: tuple[Case, ...]
     sweep: str = "case"
     extra: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...] | None = None
 
     def on(self, device: str) -> tuple[Case, ...]:
         """The cases that run on a device type, "cpu" or "cuda"."""
@@ -152,6 +154,30 @@ def _sweep_hidden(cells: Iterable[str], sizes: Iterable[int], dtypes: Iterable[s
     )
 
 
+def _headline() -> tuple[Case, ...]:
+    """One case of every kind, the most telling first; all at 512 steps, then all at 128."""
+
+    def case(size: int, cell: str = "lstm", dtype: str = "float16", **fields) -> Case:
+        shape = {"length": 512, "batch": 16, "devices": GPU} | fields
+        return _square(cell, size, dtype=dtype, **shape)
+
+    cases = (
+        *(case(size) for size in (256, 512, 768, 1024)),
+        *(case(512, batch=batch) for batch in (64, 128)),
+        case(512, dtype="bfloat16"),
+        case(1024, dtype="tf32"),
+        case(1024, "gru", "bfloat16"),
+        case(512, "gru", "tf32"),
+        case(512, dtype="float32"),
+        case(256, batch=1),
+        case(512, dtype="bfloat16", num_layers=2),
+        case(512, dtype="bfloat16", bidirectional=True),
+        case(512, dtype="bfloat16", rows="packed"),
+        case(64),
+    )
+    return tuple(replace(c, length=length) for length in (512, 128) for c in cases)
+
+
 _SUITES = (
     Suite(
         "cpu",
@@ -179,6 +205,13 @@ _SUITES = (
             for batch in (1, 64)
         ),
         extra=("compile", "graph"),
+    ),
+    Suite(
+        "headline",
+        "A GPU in a minute: float16 where cuDNN has its fast path, then formats, cells, layers and"
+        " layouts for which it has none, at two lengths, whose difference is the time of a step.",
+        _headline(),
+        backends=("stepwise",),  # Triton would compile for seconds
     ),
     Suite(
         "cudnn_persistent",

@@ -57,13 +57,20 @@ class Contestant:
     label: str | None = None
 
 
-def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> list[Contestant]:
+def contestants(
+    case: Case,
+    device: torch.device,
+    extra: Iterable[str] = (),
+    backends: Iterable[str] | None = None,
+) -> list[Contestant]:
     """The baseline, seqkernels as dispatched and by backend, and the further ones named.
 
     Args:
         case: what they will run.
         device: where.
         extra: of `EXTRA`; "graph" is left out on a CPU.
+        backends: those that are named one by one beside the dispatched one; by default all of the
+            device.
 
     Raises:
         ValueError: a further one is unknown.
@@ -77,6 +84,8 @@ def contestants(case: Case, device: torch.device, extra: Iterable[str] = ()) -> 
     for backend in BACKENDS:
         # The reference is the oracle: a plain loop, timed only on request.
         if backend.name == "reference" and "reference" not in extra:
+            continue
+        if backends is not None and backend.name not in backends:
             continue
         if not backend.devices or device.type in backend.devices:
             found.append(Contestant(f"{OURS}.{backend.name}", _seqkernels(backend.name)))

@@ -79,24 +79,39 @@ def run_suite(
             progress.step(f"{suite.name}: {case.id} {mode}")
             with precision(case.dtype, device):
                 rows, _ = measure(
-                    case, mode, device, timer, effort, extra=extra, with_memory=with_memory
+                    case,
+                    mode,
+                    device,
+                    timer,
+                    effort,
+                    extra=extra,
+                    backends=suite.backends,
+                    with_memory=with_memory,
                 )
-            document["results"].append(
-                {
-                    "case": case.to_json(),
-                    "mode": mode,
-                    "checked_length": check.checked_length(case),
-                    "cost": roofline.cost(case, mode).to_json(),
-                    "floor_s": roofline.floor_seconds(
-                        case, mode, device.type, document["device"]["calibration"]
-                    ),
-                    "contestants": rows,
-                }
-            )
+            document["results"].append(result(case, mode, rows, document["device"]))
     progress.close()
     if left_out:
         document["settings"]["left_out"] = left_out
     return document
+
+
+def result(case: Case, mode: str, rows: list[dict], device: dict) -> dict:
+    """An entry of a document's `results`.
+
+    Args:
+        case: what was measured.
+        mode: "inference" or "training".
+        rows: what `measure` returned for it.
+        device: the document's part of that name.
+    """
+    return {
+        "case": case.to_json(),
+        "mode": mode,
+        "checked_length": check.checked_length(case),
+        "cost": roofline.cost(case, mode).to_json(),
+        "floor_s": roofline.floor_seconds(case, mode, device["type"], device["calibration"]),
+        "contestants": rows,
+    }
 
 
 def measure(
@@ -107,6 +122,7 @@ def measure(
     effort: Effort,
     *,
     extra: tuple[str, ...] = (),
+    backends: tuple[str, ...] | None = None,
     with_memory: bool = True,
 ) -> tuple[list[dict], dict[str, Times]]:
     """Check and time every contestant of one case in one mode.
@@ -119,7 +135,7 @@ def measure(
     reference = check.expected(case, device, mode)
     torchs: dict[str, float] = {}
     work = Workload(case, device)
-    for contestant in contestants(case, device, extra):
+    for contestant in contestants(case, device, extra, backends):
         row, call = _admit(contestant, work, mode, timer, reference, torchs)
         rows.append(row)
         if call is not None:

@@ -1,399 +1,308 @@
-"""Everything a GPU has to show, in one command of under nine minutes: `make gpu`.
+"""What a GPU has to show, in calls of three minutes: `make gpu CALL=first`.
 
-Builds (or uses a build that is there), then runs in groups, the stages of a group side by side: the
-golden tests of the wrappers, parity of every kernel, behaviour among other work, compute-sanitizer
-on small cases, all other tests, and last, alone, the quick benchmark suites. A missing GPU counts
-as a failure. No stage stops the others, one that hangs is killed with its children, and one for
-which no time is left says so. Ends with a short table and exits with 1 unless all went well.
+Runs the stages of a call (bench/gpu/calls.py) one after another, and never imports torch itself.
+Measuring stages run inside workers (bench/gpu/worker.py). A worker that falls silent is killed with
+its children, the case it was at is recorded as hung, and a new worker goes on after it. No stage
+that fails stops another. Each has its share of the time left; what one does not need passes on. The
+table of speeds is printed last. Exits with 0 only if everything ran and all is well.
 
-After every stage three files in $OUT (by default build/gpu) are written anew: verification.json,
-table.txt, and details.tar.gz with every log, every measured error and the benchmarks' JSON.
+Files come to $OUT (by default build/gpu/CALL): a line of JSON for every case, and in stages.jsonl
+what became of every stage and the end of what it printed. The carried build (`make gpu-build`) is
+used; one that is stale or does not import is built again, once.
 
-Environment:
-    SEQKERNELS_REBUILD: 1 compiles even where there is a build.
-    SEQKERNELS_COMMIT: the commit, for a copy without its history.
-
-Usage: python scripts/gpu.py [--minutes 8.8] [--only NAME ...] [--list]
+Usage: python scripts/gpu.py first|second|third [--only STAGE[:TEXT] ...] [--minutes 3] [--resume]
+       python scripts/gpu.py publish FOLDER
 """
 
 import argparse
-import contextlib
-import importlib.util
+import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import time
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DETAILS = ROOT / "build" / "gpu" / "details"
-PYTHON = sys.executable
-# Warnings are errors where the project is developed. Here, with any versions, they hide results.
-PYTEST = [PYTHON, "-m", "pytest", "-v", "--tb=short", "--require-cuda", "-p", "no:cacheprovider"]
-PYTEST += ["-o", "filterwarnings=default", "-o", "faulthandler_timeout=60"]
-SUITES = ["cudnn_persistent", "standard", "small_hidden", "variable_length", "layers"]
-SUITES += ["inference_latency", "large", "odd_sizes", "cells", "decode"]
-# Test files that ask for a package which is not on every machine with a GPU.
-OPTIONAL = {"hypothesis": ["tests/nn/test_hypothesis.py"]}
-# Run by other stages, or proofs that need no GPU and take minutes.
-ELSEWHERE = ["cuda", "emulator", "cpu", "bench", "triton", "decode", "g2p"]
-ELSEWHERE += ["test_gpu_script.py"]
+sys.path.insert(0, str(ROOT))
+
+from bench.gpu import protocol  # noqa: E402
+from bench.gpu.calls import CALLS, PYTHON, Stage, stages  # noqa: E402
+from bench.gpu.process import follow  # noqa: E402
+from bench.gpu.table import table  # noqa: E402
+
+WORKER = [PYTHON, "-m", "bench.gpu.worker"]
+BUILD, BUILD_SECONDS = [PYTHON, "scripts/gpu_build.py"], 150
+RESTARTS = 5  # of a stage
+LARGEST_FILE = 16 << 20
+KEPT_OUTPUT = 100_000  # characters of what a stage printed
+MESSAGE = re.compile(r'\{"(begin|end|ready|unusable)": .*\}$')
 
 
 @dataclass
-class Stage:
-    """One command and what became of it."""
+class Place:
+    """Where a worker is, by its own words."""
 
-    name: str
-    command: list[str]
-    limit: float  # seconds
-    group: str
-    environment: dict[str, str] = field(default_factory=dict)
-    needs_build: bool = True
-    note: str = ""
-    result: str = "not run"
-    seconds: float = 0.0
-    tests: dict[str, int] = field(default_factory=dict)  # passed, failed, ...
-    failures: list[str] = field(default_factory=list)  # the first of them
-    last: str = ""
-
-    @property
-    def file(self) -> str:
-        """The stage's name as part of a file's."""
-        return re.sub("[ :]+", "-", self.name)
+    stage: str = ""
+    case: str | None = None
+    file: str = ""
+    unusable: str = ""
+    began: float = 0.0  # the stage
+    heard: float = 0.0  # the last line
 
 
-def sanitizer(tool: str, of: str = "", cases: str = "tests/cuda/small_cases.py") -> Stage:
-    """compute-sanitizer on small cases: the CUDA kernels', or those of other kernels."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", PYTHON, cases]
-    # Small layers cut up, so that they exchange; every tensor an allocation that can be overrun.
-    environment = {"SEQKERNELS_MAX_UNITS": "16", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Stage(f"{tool}{of}", command, 100, "sanitizers", environment)
+class Call:
+    """One run of a call.
 
+    Args:
+        options: of the command line.
+        planned: the stages to run.
+        out: the folder of its files.
+    """
 
-def triton_parts() -> dict[str, str]:
-    """Tests of Triton for pytest's -k: a process compiles on one core, about 2 s for a kernel."""
-    cells = {"lstm": "lstm", "gru": "gru and not reset_before", "reset before": "reset_before"}
-    plans = {
-        f"plans of {cell} at {hidden}": f"every_candidate and {chosen} and {hidden}"
-        for cell, chosen in cells.items()
-        for hidden in (255, 256)
-    }
-    cells |= {name: name for name in ("rnn_tanh", "rnn_relu")}
-    whole = {cell: f"{chosen} and not every_candidate" for cell, chosen in cells.items()}
-    return {**whole, **plans, "other": "not (lstm or gru or rnn)"}
+    def __init__(self, options: argparse.Namespace, planned: list[Stage], out: Path):
+        self.options, self.planned, self.out = options, planned, out
+        self.end = time.monotonic() + 60 * options.minutes
+        self.to_come = {stage.label: stage.seconds for stage in planned}
+        self.results: dict[str, str] = {}
+        self.text, self.built = "", False
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # pytest cuts its summary to the width of the terminal that it does not have.
+        own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+        self.environment = {**os.environ, **own}
 
+    def run(self) -> bool:
+        """Run all stages; whether all is well."""
+        try:
+            by_build = itertools.groupby(self.planned, lambda stage: stage.build or stage.name)
+            for group in [list(group) for _, group in by_build]:
+                self.work(group) if group[0].build else self.command(group[0])
+        finally:
+            for name in list(self.to_come):
+                self.over(name, "stopped")
+        return set(self.results.values()) <= {"ok"}
 
-def stages(work: Path) -> list[Stage]:
-    """All stages but the build, the most telling first."""
-    l2, small = {"SEQKERNELS_MAX_CLUSTER": "1"}, {"SEQKERNELS_MAX_UNITS": "16"}
-    ops, full = "tests/cuda/test_cuda_ops.py", "tests/cuda/test_full_size.py"
-    joined = "tests/cuda/test_cuda_joined.py"
-    persistent = [*PYTEST, ops, joined, "-k", "persistent"]
-    behaviour = "tests/cuda/test_cuda_behaviour.py"
-    triton = ["tests/triton/test_triton_gpu.py", "tests/triton/test_triton_options.py"]
-    triton_cases = " of Triton", "tests/triton/sanitized.py"
-    wrappers = [*PYTEST, "tests/cuda/test_golden_wrappers.py"]
-    bench = [PYTHON, "-m", "bench", "run", *SUITES, "--quick", "--with", "--device", "cuda"]
-    bench += ["--output", str(work / "bench"), "--minutes"]
-    others = [*PYTEST, "tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE)]
-    missing = {p for p in OPTIONAL if importlib.util.find_spec(p) is None}
-    left_out = sorted({path for package in missing for path in OPTIONAL[package]})
-    note = f"without {', '.join(left_out)}: no {', '.join(sorted(missing))}" if missing else ""
-    return [
-        Stage("wrappers", wrappers, 150, "build", needs_build=False),
-        Stage("parity", [*PYTEST, ops, joined], 150, "parity"),
-        Stage("full size", [*PYTEST, full], 150, "parity"),
-        Stage("parity through L2", [*persistent, full], 150, "parity", l2),
-        Stage("parity in small blocks", persistent, 150, "parity", small),
-        *(
-            Stage(f"Triton: {name}", [*PYTEST, *triton, "-k", chosen], 150, "parity")
-            for name, chosen in triton_parts().items()
-        ),
-        Stage("layers", [*PYTEST, "tests/cuda/test_cuda_layers.py"], 150, "parity"),
-        Stage("behaviour", [*PYTEST, behaviour], 80, "behaviour"),
-        sanitizer("memcheck"),
-        sanitizer("racecheck"),
-        sanitizer("synccheck"),
-        sanitizer("memcheck", *triton_cases),
-        sanitizer("racecheck", *triton_cases),
-        Stage("decoding", [*PYTEST, "tests/decode/test_greedy_graph.py"], 100, "sanitizers"),
-        Stage(
-            "all other tests",
-            [*others, *(f"--ignore={path}" for path in left_out)],
-            100,
-            "sanitizers",
-            note=note,
-        ),
-        Stage("benchmarks", bench, 300, "benchmarks"),
-    ]
+    def seconds_left(self) -> float:
+        """Of the call."""
+        return max(0.0, self.end - time.monotonic())
 
+    def share(self, name: str) -> float:
+        """Seconds for a stage: its part of the time left, among the stages still to come."""
+        return self.seconds_left() * self.to_come[name] / sum(self.to_come.values())
 
-def build() -> Stage:
-    """Compile for the device at hand alone, unless there is a build with kernels for it."""
-    code = (
-        "import torch; from seqkernels import _C; assert _C.with_cuda\n"
-        # Another checkout may be installed in this environment.
-        f"assert _C.__file__.startswith({str(ROOT)!r}), _C.__file__\n"
-        "if torch.cuda.is_available(): major, minor = torch.cuda.get_device_capability()\n"
-        "if torch.cuda.is_available(): assert f'{major}{minor}' in _C.cuda_archs, _C.cuda_archs\n"
-    )
-    check = [PYTHON, "-c", code]
-    there = answer(check) is not None
-    if there and os.environ.get("SEQKERNELS_REBUILD") != "1":
-        return Stage("build", [], 0, "build", result="ok", last="used the build that is there")
-    found = answer(
-        [PYTHON, "-c", "import torch; print('%d%d' % torch.cuda.get_device_capability())"]
-    )
-    arch = {None: "90a", "90": "90a", "100": "100a"}.get(found, found)
-    environment = {"SEQKERNELS_CUDA": "1", "SEQKERNELS_CUDA_ARCHS": arch}
-    # setup.py also ends well where a tool is missing and nothing was compiled.
-    steps = [PYTHON, "setup.py", "build_ext", "--inplace"], check
-    command = ["sh", "-c", " && ".join(map(shlex.join, steps))]
-    return Stage("build", command, 240, "build", environment, needs_build=False)
+    def over(self, name: str, result: str, **more) -> None:
+        """Record and print what became of a stage."""
+        self.to_come.pop(name, None)
+        self.results[name] = result
+        more = {key: value for key, value in more.items() if value}
+        record = {"case": name, "result": result, **more, "output": self.text[-KEPT_OUTPUT:]}
+        protocol.append(self.out / "stages.jsonl", record)
+        self.text = ""
+        short = {k: len(v) if isinstance(v, list) else str(v)[:200] for k, v in more.items()}
+        print(f"{name:16} {result:12}", *(f"{k} {v}" for k, v in short.items()), flush=True)
 
-
-def answer(command: list[str]) -> str | None:
-    """What a short command prints; None where it fails, hangs or does not exist."""
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment_of({})
+    def command(self, stage: Stage) -> None:
+        """Run a stage that is a command; the files it leaves in its scratch folder are kept."""
+        if shutil.which(stage.command[0]) is None:
+            self.over(stage.name, "failed", reason=f"{stage.command[0]} is not installed")
+            return
+        seconds, begin = self.share(stage.name), time.monotonic()
+        scratch = ROOT / "build" / f"scratch-{stage.name}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        # A benchmark's last case may begin at the end of its time.
+        places = {"scratch": scratch, "out": self.out, "minutes": max(0.0, seconds - 15) / 60}
+        environment = {k: v.format(**places) for k, v in stage.environment.items()}
+        status = follow(
+            [word.format(**places) for word in stage.command],
+            self.environment | environment,
+            seconds,
+            stage.silence,
+            self.keep,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        files = [path for path in scratch.rglob("*") if path.is_file()]
+        large = [path.name for path in files if path.stat().st_size > LARGEST_FILE]
+        for path in files:
+            if path.name not in large:
+                path.replace(self.out / path.name)
+        facts = {"note": stage.note, "large": large, "seconds": round(time.monotonic() - begin, 1)}
+        facts["last"] = self.text.strip().rpartition("\n")[2].strip("= ")[:150]
+        if status == 0 and not files and any("{scratch}" in word for word in stage.command):
+            status, facts["reason"] = 1, "it left no file"
+        result = status if isinstance(status, str) else "failed" if status else "ok"
+        self.over(stage.name, result, **facts)
 
+    def keep(self, line: str) -> None:
+        """Remember what a process printed."""
+        self.text += line
 
-def environment_of(more: dict[str, str]) -> dict[str, str]:
-    """This process's environment, the repository first among the imports, and `more`."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # pytest cuts its summary to the width of the terminal that it does not have.
-    common = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    return {**os.environ, **common, **more}
-
-
-def kill(process: subprocess.Popen) -> None:
-    """End a stage and its children: a compiler or a test left running would disturb the next."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    # One that a driver holds does not end; nothing more can be done then.
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-
-
-def start(stage: Stage, work: Path, seconds: float) -> subprocess.Popen | None:
-    """Start a stage with its output in a log; None where that cannot be."""
-    if shutil.which(stage.command[0]) is None:
-        stage.result, stage.last = "failed", f"{stage.command[0]} is not installed"
-        return None
-    command = list(stage.command)
-    if command[-1] == "--minutes":  # shared among the suites, less what the last case may take
-        command.append(f"{max(0.0, seconds - 20) / 60:.2f}")
-    records = {"SEQKERNELS_RECORDS": str(work / f"{stage.file}.records")}
-    with (work / f"{stage.file}.log").open("w") as log:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment_of({**records, **stage.environment}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def run(group: list[Stage], work: Path, left: float, ended) -> None:
-    """Run the stages of a group side by side, for at most `left` seconds; `ended()` after each."""
-    begin = time.monotonic()
-    running = {}
-    try:
-        for stage in group:
-            process = start(stage, work, min(stage.limit, left))
-            if process is not None:
-                running[stage.name] = process
-        while running:
-            time.sleep(0.05)
-            for stage in group:
-                process = running.get(stage.name)
-                if process is None:
-                    continue
-                code, stage.seconds = process.poll(), round(time.monotonic() - begin, 1)
-                if code is None and stage.seconds < min(stage.limit, left):
-                    continue
-                stage.result = "timed out" if code is None else "failed" if code else "ok"
-                kill(running.pop(stage.name))
-                read_log(stage, work)
-                ended()
-    finally:
-        for process in running.values():
-            kill(process)
-
-
-def read_log(stage: Stage, work: Path) -> None:
-    """Take the counts, the first failures and the last line from a log."""
-    text = (work / f"{stage.file}.log").read_text(errors="replace")
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    found = [line for line in lines if re.match(r"(FAILED|ERROR|=+ ERROR SUMMARY)", line)]
-    stage.failures = [line[:200] for line in found[:20]] if stage.result != "ok" else []
-    stage.last = lines[-1].strip("= ")[:100] if lines else ""
-    if "pytest" in stage.command and lines:
-        counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", lines[-1])
-        stage.tests = {name: int(count) for count, name in counts}
-
-
-def facts() -> dict:
-    """Device, driver, versions and commit; null where unknown."""
-    code = (
-        "import json, torch; found = {'torch': torch.__version__, 'cuda': torch.version.cuda}\n"
-        "if torch.cuda.is_available():\n"
-        "    p = torch.cuda.get_device_properties(0)\n"
-        "    found |= {'device': p.name, 'processors': p.multi_processor_count}\n"
-        "    found |= {'cudnn': torch.backends.cudnn.version()}\n"
-        "print(json.dumps(found))\n"
-    )
-    version = "import triton; print(triton.__version__)"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return {
-        **dict.fromkeys(("device", "processors", "torch", "cuda", "cudnn")),
-        **json.loads(answer([PYTHON, "-c", code]) or "{}"),
-        "triton": answer([PYTHON, "-c", version]),
-        "driver": answer(query) or None,
-        "python": sys.version.split()[0],
-        "commit": os.environ.get("SEQKERNELS_COMMIT") or answer(["git", "rev-parse", "HEAD"]),
-        "changed_since": answer(["git", "status", "--porcelain", "--untracked-files=no"]),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def parity(done: list[Stage], work: Path, commit: str | None) -> list[dict]:
-    """For every kernel, cell and number format of a stage: its comparisons, and the worst."""
-    found: dict[tuple, dict] = {}
-    for stage in done:
-        path = work / f"{stage.file}.records"
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # the last line of a stage that was killed
-            if "kernel" not in record:
-                continue
-            names = ("kernel", "cell", "dtype", "tf32", "direction")
-            key = (stage.name, *(record.get(name) for name in names))
-            entry = found.setdefault(
-                key,
-                {
-                    "stage": stage.name,
-                    **{name: record.get(name) for name in names},
-                    **{"comparisons": 0, "failed": 0, "commit": commit, "share": -1.0},
-                },
+    def work(self, group: list[Stage]) -> None:
+        """Run stages in a worker, and in another one after every case that ends it."""
+        waiting = {stage.label: stage for stage in group}
+        restarts: Counter = Counter()
+        while waiting:
+            place = Place()
+            status = follow(
+                self.worker(list(waiting.values())),
+                self.environment,
+                self.seconds_left(),
+                self.options.silence,
+                lambda line, place=place: self.hear(line, place, waiting),
             )
-            error, limit = record["error"], record["limit"]
-            entry["comparisons"] += 1
-            entry["failed"] += error is None or error > limit
-            # Of the bound; what was not finite is worse than all that was.
-            share = 1e9 if error is None else error / limit
-            if share > entry["share"]:
-                worst = ("error", "torch_error", "limit", "quantity", "case")
-                entry |= {"share": share, **{name: record.get(name) for name in worst}}
-    return [{k: v for k, v in entry.items() if k != "share"} for entry in found.values()]
+            if waiting and not (status == protocol.NO_BUILD and self.build()):
+                self.recover(status, place, waiting, restarts)
+
+    def recover(self, status: int | str, place: Place, waiting: dict, restarts: Counter) -> None:
+        """Record the case at which a worker ended; take from `waiting` what cannot go on."""
+        how = "was silent" if status == "hung" else f"ended with status {status}"
+        if place.stage not in waiting or status == "out of time":
+            result = status if status == "out of time" else "failed"
+            for name in waiting:
+                self.over(name, result, reason=place.unusable or f"the worker {how}")
+            waiting.clear()
+            return
+        if place.case is not None:
+            result = "hung" if status == "hung" else "crashed"
+            record = {"case": place.case, "result": result, "reason": f"the worker {how}"}
+            protocol.append(self.out / place.file, record)
+            print(f"  {place.case}: {result}, the worker {how}", flush=True)
+        # What the stage has used is gone; how long it was silent is not held against it.
+        used = place.heard - place.began
+        self.to_come[place.stage] = max(1.0, self.to_come[place.stage] - used)
+        restarts[place.stage] += 1
+        between_cases = place.case is None and status != protocol.LOST
+        if between_cases or restarts[place.stage] > RESTARTS:
+            reason = f"the worker {how} between cases" if between_cases else "too many restarts"
+            del waiting[place.stage]
+            self.finish(place.stage, place.file, reason=reason)
+
+    def worker(self, group: list[Stage]) -> list[str]:
+        """The command that runs the stages of a group that are left."""
+        command = [*WORKER, "--out", str(self.out), "--build", group[0].build]
+        command += ["--rehearse"] if self.options.rehearse else []
+        for stage in group:
+            command += ["--seconds", f"{stage.label}={self.share(stage.label):.1f}"]
+        return [*command, *(stage.label for stage in group)]
+
+    def hear(self, line: str, place: Place, waiting: dict[str, Stage]) -> None:
+        """Take in a line of a worker."""
+        place.heard = time.monotonic()
+        found = MESSAGE.search(line)
+        try:
+            message = json.loads(found[0]) if found else {}
+        except ValueError:  # something else was written into the line
+            message = {}
+        if not message:
+            self.keep(line)
+        place.unusable = message.get("unusable", place.unusable)
+        if name := message.get("begin"):
+            place.began = place.began if name == place.stage else place.heard
+            place.stage, place.case = name, message.get("case")
+            place.file = message.get("file", "")
+        elif "case" in message:
+            place.case = None
+            if message["result"] != "ok":
+                reason = message["reason"][:200]
+                print(f"  {message['case']}: {message['result']}, {reason}", flush=True)
+        elif name := message.get("end"):
+            del waiting[name]
+            rest = {key: message[key] for key in ("left_out", "reason")}
+            self.finish(name, message["file"], seconds=round(place.heard - place.began, 1), **rest)
+
+    def finish(self, name: str, file: str, **more) -> None:
+        """Record a worker's stage by what its file holds."""
+        cases = Counter(r["result"] for r in protocol.records(self.out / file)) if file else {}
+        well = set(cases) <= {"ok"} and not more.get("reason")
+        result = "out of time" if well and more.get("left_out") else "ok" if well else "failed"
+        self.over(name, result, cases=dict(cases), **more)
+
+    def build(self) -> bool:
+        """Build for the Python at hand, unless that was tried before; whether it worked."""
+        if self.built:
+            return False
+        self.built, seconds = True, min(BUILD_SECONDS, self.seconds_left())
+        status = follow(BUILD, self.environment, seconds, seconds, self.keep)
+        self.over("build", "ok" if status == 0 else "failed", reason=status and f"status {status}")
+        return status == 0
 
 
-def table(known: dict, done: list[Stage], entries: list[dict]) -> str:
-    """The short table."""
-    lines = [
-        f"{known['device'] or 'no GPU'}, torch {known['torch']}, Python {known['python']}, "
-        f"commit {known['commit'] or 'unknown'}{', changed since' * bool(known['changed_since'])}"
-    ]
-    for stage in done:
-        counts = ", ".join(f"{count} {name}" for name, count in stage.tests.items())
-        text = "; ".join(filter(None, (counts or stage.last, stage.note)))
-        lines.append(f"{stage.name:22} {stage.result:10} {stage.seconds:6.1f} s  {text}")
-        lines += [f"{'':24}{failure}" for failure in stage.failures[:3]]
-    failed = sum(entry["failed"] for entry in entries)
-    compared = sum(entry["comparisons"] for entry in entries)
-    lines.append(f"{compared} comparisons with float64, {failed} beyond the tolerance")
-    return "\n".join(lines)
+def stop(*_) -> None:
+    """End everything in order; asked again, go on doing so."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
-def replace(path: Path, write) -> None:
-    """Write a file beside its place, then move it there: a reader never sees half of it."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
+def prepare(out: Path, resume: bool) -> None:
+    """Make the folder of a call, empty unless the call is resumed.
+
+    Raises:
+        SystemExit: it holds what no call has written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    there = [] if resume else list(out.iterdir())
+    if there and not (out / "stages.jsonl").exists():
+        raise SystemExit(f"{out} holds files of something else than a call; OUT names another")
+    for path in there:
+        path.unlink()
 
 
-def save(out: Path, work: Path, known: dict, done: list[Stage]) -> str:
-    """Write the three files of $OUT; returns the table."""
-    entries = parity(done, work, known["commit"])
-    stages = [asdict(stage) for stage in done]
-    report = {**known, "ok": all_well(done), "stages": stages, "parity": entries}
-    text = table(known, done, entries)
-    # A published result names no folder of the machine it comes from.
-    content = json.dumps(report, indent=1).replace(PYTHON, "python").replace(str(ROOT), ".")
-
-    def pack(path: Path) -> None:
-        with tarfile.open(path, "w:gz") as archive:
-            archive.add(work, arcname="details")
-
-    replace(out / "verification.json", lambda p: p.write_text(content + "\n"))
-    replace(out / "table.txt", lambda p: p.write_text(text + "\n"))
-    replace(out / "details.tar.gz", pack)
-    return text
-
-
-def all_well(done: list[Stage]) -> bool:
-    """Every stage ran and succeeded."""
-    return all(stage.result == "ok" for stage in done)
+def chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Stage]:
+    """The stages of the call that the command line asks for."""
+    planned = stages(options.call, options.rehearse)
+    if options.only is None:
+        return planned
+    texts = dict(name.partition(":")[::2] for name in options.only)
+    if unknown := texts.keys() - {stage.name for stage in planned}:
+        names = ", ".join(stage.name for stage in planned)
+        parser.error(f"unknown stage {min(unknown)!r}; stages of {options.call}: {names}")
+    found = [replace(s, text=texts[s.name]) for s in planned if s.name in texts]
+    if commands := [stage.name for stage in found if stage.text and not stage.build]:
+        parser.error(f"{commands[0]} runs whole: it has no cases to choose from")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages, print the table, return the exit status."""
-    begin = time.monotonic()
-    work = DETAILS
-    planned = stages(work)
+    """Run a call, or publish one, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.8, help="for everything together")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="stages to run after the build")
-    parser.add_argument("--list", action="store_true", help="print the names of the stages")
+    parser.add_argument("call", choices=(*CALLS, "publish"))
+    parser.add_argument("folder", type=Path, nargs="?", help="of the call to publish")
+    parser.add_argument("--only", nargs="+", metavar="STAGE[:TEXT]", help="stages, or some cases")
+    parser.add_argument("--minutes", type=float, default=3, help="for the call")
+    parser.add_argument("--silence", type=float, default=10, help="seconds; a worker hangs beyond")
+    parser.add_argument("--resume", action="store_true", help="only what is not done yet")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU emulator, tiny sizes")
+    parser.add_argument("--list", action="store_true", help="print the stages and their seconds")
     options = parser.parse_args(arguments)
-    names = [stage.name for stage in planned]
-    if unknown := [name for name in options.only or () if name not in names]:
-        parser.error(f"unknown stage {unknown[0]!r}; stages: {', '.join(names)}")
-    if options.list:
-        print("\n".join(names))
+    if (options.call == "publish") != (options.folder is not None):
+        parser.error("publish, and nothing else, takes a folder")
+    if options.call == "publish":
+        from bench.gpu.publish import publish
+
+        try:
+            print("\n".join(f"written: {path}" for path in publish(options.folder)))
+        except ValueError as error:
+            parser.error(str(error))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    known, first = facts(), build()
-    done = [first, *(s for s in planned if not options.only or s.name in options.only)]
-    text = save(out, work, known, done)
-    for group in dict.fromkeys(stage.group for stage in done):
-        left = begin + options.minutes * 60 - time.monotonic()
-        ready = []
-        for stage in (s for s in done if s.group == group and s.result == "not run"):
-            if stage.needs_build and first.result != "ok":
-                stage.last = "there is no build"
-            elif left < 10:
-                stage.last = "no time was left"
-            else:
-                ready.append(stage)
-        run(ready, work, left, lambda: save(out, work, known, done))
-        text = save(out, work, known, done)
-        print(f"{group}: {', '.join(f'{s.name} {s.result}' for s in ready)}", flush=True)
-    print(text)
-    return int(not all_well(done))
+    planned = chosen(options, parser)
+    if options.list:
+        print("\n".join(f"{stage.name:16} {stage.seconds:3} s" for stage in planned))
+        return 0
+    signal.signal(signal.SIGTERM, stop)
+    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu" / options.call).resolve()
+    prepare(out, options.resume)
+    done = {r["case"] for r in protocol.records(out / "stages.jsonl") if r["result"] == "ok"}
+    call = Call(options, [stage for stage in planned if stage.label not in done], out)
+    try:
+        well = call.run()
+    finally:
+        print(table(out / "ratios.jsonl"), flush=True)
+    return int(not well)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from parity import Case, check_cell, check_sequence
-from tolerance import FLOOR, assert_parity
+from tolerance import FLOOR, assert_parity, collected
 
 from seqkernels.ops import get
 
@@ -39,6 +39,19 @@ def test_of_a_cell(records):
     assert {"new_h", "new_c", "grad_gates_x", "grad_c"} <= found.keys()
     assert {r["kernel"] for r in found.values()} == {"lstm_cell"}
     assert found["grad_c"]["direction"] == "backward"
+
+
+def test_of_a_block(records):
+    """Collected by the innermost block, and written to the file as well."""
+    one = torch.ones(3, dtype=torch.float64)
+    with collected() as outer:
+        assert_parity(one, None, one, "x")
+        with collected() as inner, pytest.raises(AssertionError):
+            assert_parity(one + 1, None, one, "y")
+    assert_parity(one, None, one, "z")
+    assert [r["quantity"] for r in outer] == ["x"]
+    assert [(r["quantity"], r["error"]) for r in inner] == [("y", 1.0)]
+    assert [r["quantity"] for r in records()] == ["x", "y", "z"]
 
 
 def test_of_what_fails(records):

@@ -3,7 +3,8 @@
 error(ours) <= 2 * error(torch in the same dtype) + floor, both measured against float64 as
 ||x - reference|| / ||reference||. It scales with the length and width of a case by itself.
 
-Where SEQKERNELS_RECORDS names a file, every comparison is appended to it as a line of JSON.
+Where SEQKERNELS_RECORDS names a file, every comparison is appended to it as a line of JSON;
+`collected` gives those of a block as a list.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ FLOOR = {
 
 
 _facts: dict = {}
+_collected: list[dict] | None = None
 
 
 @contextlib.contextmanager
@@ -37,20 +39,33 @@ def about(**facts):
         _facts = before
 
 
+@contextlib.contextmanager
+def collected():
+    """The records of the comparisons inside the block, also of one that fails."""
+    global _collected
+    before, _collected = _collected, (found := [])
+    try:
+        yield found
+    finally:
+        _collected = before
+
+
 def _record(name: str, dtype: torch.dtype, error: float, theirs: float, limit: float) -> None:
-    """Write what was measured, before anything is asserted of it; JSON knows no NaN."""
+    """Keep what was measured, before anything is asserted of it; JSON knows no NaN."""
+    record = {
+        "test": os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),
+        **_facts,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantity": name,
+        "error": error if math.isfinite(error) else None,
+        "torch_error": theirs,
+        "limit": limit,
+    }
+    if _collected is not None:
+        _collected.append(record)
     if path := os.environ.get("SEQKERNELS_RECORDS"):
-        line = {
-            "test": os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)"),
-            **_facts,
-            "dtype": str(dtype).removeprefix("torch."),
-            "quantity": name,
-            "error": error if math.isfinite(error) else None,
-            "torch_error": theirs,
-            "limit": limit,
-        }
         with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 def relative_error(x: Tensor, reference: Tensor) -> float:

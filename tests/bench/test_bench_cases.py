@@ -1,15 +1,20 @@
 """The suites: distinct cases, a reason for each, and the shapes that the targets speak of."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from bench.cases import CPU_SHAPES, DEVICES, MODES, SUITES, Case, select
-from bench.contestants import EXTRA
+from bench.contestants import EXTRA, contestants
+from bench.targets import target
 
 NAMES = [
     "cells",
     "cpu",
     "cudnn_persistent",
     "decode",
+    "headline",
     "inference_latency",
     "large",
     "layers",
@@ -35,11 +40,12 @@ def test_suite(suite):
         assert "cpu" not in case.devices or case.dtype == "float32"
 
 
-def test_every_suite_but_cpu_has_the_compiled_loop():
+def test_most_suites_have_the_compiled_loop():
     for suite in SUITES.values():
         assert set(suite.extra) <= set(EXTRA)
         assert suite.extra_on("cuda") == suite.extra
-        assert suite.extra_on("cpu") == (() if suite.name == "cpu" else ("compile",))
+        # The two that take minutes.
+        assert suite.extra_on("cpu") == (() if suite.name in ("cpu", "headline") else ("compile",))
 
 
 def test_cpu_suite_has_the_shapes_of_the_targets():
@@ -52,6 +58,22 @@ def test_cpu_suite_has_the_shapes_of_the_targets():
             assert (cell, "padded", shape) in shapes
         for cell in ("lstm", "gru"):
             assert ((cell, "packed", shape) in shapes) == (shape[1] > 1)
+
+
+def test_headline_cases_have_two_lengths_and_targets():
+    cases = SUITES["headline"].on("cuda")
+    assert len(cases) == 32 and {case.length for case in cases} == {512, 128}
+    assert [replace(c, length=128) for c in cases[:16]] == list(cases[16:])
+    inference = [target("headline", case.to_json(), "inference", "cuda") for case in cases[:16]]
+    assert inference == [1.3] * 6 + [2.5] * 8 + [10.0, 1.3]
+    assert target("headline", cases[0].to_json(), "training", "cuda") == 1.2
+
+
+def test_only_the_named_backends_run_beside_the_dispatched_one():
+    case, device = SUITES["headline"].cases[0], torch.device("cuda")
+    names = [c.name for c in contestants(case, device, backends=SUITES["headline"].backends)]
+    assert names == ["torch.nn", "seqkernels", "seqkernels.stepwise"]
+    assert "seqkernels.triton" in [c.name for c in contestants(case, device)]
 
 
 def test_lengths_fall_from_all_steps_to_a_fifth():

@@ -97,7 +97,7 @@ def test_only_right_results_are_timed(monkeypatch):
         Contestant("refuses", _refuses, label="patched"),
         Contestant("breaks", _breaks),
     ]
-    monkeypatch.setattr(runner, "contestants", lambda case, device, extra: entries)
+    monkeypatch.setattr(runner, "contestants", lambda case, device, extra, backends: entries)
     rows, times = runner.measure(SMALL, "training", CPU, CpuTimer(), QUICK, with_memory=False)
     found = {row["name"]: row for row in rows}
     assert sorted(times) == ["same", BASELINE]

@@ -82,6 +82,15 @@ class Decoder:
         projection = (self.projection.weight, self.projection.bias)
         return self.cell, self.embedding.weight, layers, projection, self.state, self.start
 
+    def op_arguments(self, max_length: int, eos: int = -1, pad: int = -7, scores: bool = True):
+        """The arguments of the op `<cell>_greedy`."""
+        _, embedding, layers, projection, state, start = self.arguments()
+        weights = [list(w) for w in zip(*layers, strict=True)]
+        biases = weights[2:] if weights[2][0] is not None else [[], []]
+        c_0 = state[1] if len(state) == 2 else None
+        sizes = (max_length, eos, pad, scores)
+        return (embedding, *weights[:2], *biases, *projection, state[0], c_0, start, *sizes)
+
 
 @dataclass
 class Loop:

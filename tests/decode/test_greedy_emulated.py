@@ -30,22 +30,8 @@ def run(decoder: Decoder, *, schedule="round robin", max_length=5, eos=None, sco
     """(tokens, lengths, log_probs, h_n, c_n) of the emulated op."""
     from emulated_ops import ops
 
-    cell, embedding, layers, projection, state, start = decoder.arguments()
-    weights = [list(w) for w in zip(*layers, strict=True)]
-    biases = weights[2:] if weights[2][0] is not None else [[], []]
-    return getattr(ops(schedule), f"{cell}_greedy").default(
-        embedding,
-        *weights[:2],
-        *biases,
-        *projection,
-        state[0],
-        state[1] if len(state) == 2 else None,
-        start,
-        max_length,
-        -1 if eos is None else eos,
-        -7,
-        scores,
-    )
+    op = getattr(ops(schedule), f"{decoder.cell}_greedy").default
+    return op(*decoder.op_arguments(max_length, -1 if eos is None else eos, scores=scores))
 
 
 @pytest.mark.parametrize("name", SIZES)

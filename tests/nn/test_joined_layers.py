@@ -1,26 +1,17 @@
-"""Whole layers on the emulated persistent kernels: dispatcher, joined launches and autograd.
-
-The emulated ops stand in for those of a GPU, on CPU tensors; all else is what runs on a GPU.
-"""
-
-import dataclasses
+"""Whole layers on the emulated persistent kernels: dispatcher, joined launches and autograd."""
 
 import pytest
 import torch
-from emulated_ops import ops
+from emulated_backend import DEVICE, persistent_on_the_cpu
 from pairs import assert_same, run, state, trio
 from tolerance import assert_parity
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqkernels
-from seqkernels import _extension, dispatch
 from seqkernels.cells import CELLS
 from seqkernels.ops import get
 
-OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
-OPS += ("directions_persistent_backward", "layers_persistent", "layers_persistent_backward")
 TORCH_PRECISION = torch.backends.cudnn.rnn.fp32_precision
-DEVICE = {"max_cluster": 4, "max_units": 16}
 LAYERS = {
     "both directions": {"bidirectional": True},
     "two layers": {"num_layers": 2},
@@ -29,60 +20,10 @@ LAYERS = {
 }
 
 
-@torch.compiler.assume_constant_result
-def planned(cell, dtype, batch, hidden_size, training, directions, layers, backward_apart):
-    """What `_C.persistent_refusal` answers on a GPU, for the emulated device."""
-    for backward in (False, True)[: 1 + training]:
-        apart = backward and backward_apart
-        parts = {"directions": directions, "layers": 1 if apart else layers}
-        found = _extension.C.plan(cell, dtype, backward, batch, hidden_size, **parts, **DEVICE)
-        if found["refusal"]:
-            return ("in the backward, " if backward else "") + found["refusal"]
-    return None
-
-
-def can_run(call):
-    if call.transformed or call.dtype == torch.float64:
-        return "not emulated"
-    return planned(
-        call.cell,
-        str(call.dtype).removeprefix("torch."),
-        len(range(call.batch)),
-        call.hidden_size,
-        call.training,
-        call.directions,
-        call.layers,
-        call.backward_apart is not None,
-    )
-
-
-@pytest.fixture(autouse=True)
-def persistent_on_the_cpu(monkeypatch):
-    """The backend `persistent` on CPU tensors, strict float32; yields the names of ops called."""
-    emulated, called = ops(**DEVICE), []
-    library = torch.library.Library("seqkernels", "IMPL")
-
-    def stand_in(name):
-        function = getattr(emulated, name).default
-
-        def call(*arguments):
-            called.append(name)
-            return function(*arguments)
-
-        library.impl(name, call, "CPU")
-
-    for cell in CELLS:
-        for op in OPS:
-            stand_in(f"{cell}_{op}")
-    (persistent,) = (b for b in dispatch.BACKENDS if b.name == "persistent")
-    persistent = dataclasses.replace(persistent, devices=("cpu",), can_run=can_run)
-    others = [b for b in dispatch.BACKENDS if b.name != "persistent"]
-    monkeypatch.setattr(dispatch, "BACKENDS", (persistent, *others))
-    monkeypatch.setitem(dispatch._BY_NAME, "persistent", persistent)
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    yield called
-    torch.backends.cudnn.rnn.fp32_precision = TORCH_PRECISION
-    library._destroy()
+@pytest.fixture(autouse=True, name="persistent_on_the_cpu")
+def emulated():
+    with persistent_on_the_cpu() as called:
+        yield called
 
 
 def backwards(called):

@@ -1,0 +1,77 @@
+"""The backend `persistent` on CPU tensors: the emulated ops stand in for those of a GPU.
+
+All else (dispatcher, joined launches, autograd, torch.compile) is what runs on a GPU.
+"""
+
+import contextlib
+import dataclasses
+
+import torch
+from emulated_ops import ops
+
+from seqkernels import _extension, dispatch
+from seqkernels.cells import CELLS
+
+OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
+OPS += ("directions_persistent_backward", "layers_persistent", "layers_persistent_backward")
+# The device that calls are planned for; tests change it.
+DEVICE = {"max_cluster": 4, "max_units": 16}
+
+
+@torch.compiler.assume_constant_result
+def planned(cell, dtype, batch, hidden_size, training, directions, layers, backward_apart):
+    """What `_C.persistent_refusal` answers on a GPU, for the emulated device."""
+    for backward in (False, True)[: 1 + training]:
+        apart = backward and backward_apart
+        parts = {"directions": directions, "layers": 1 if apart else layers}
+        found = _extension.C.plan(cell, dtype, backward, batch, hidden_size, **parts, **DEVICE)
+        if found["refusal"]:
+            return ("in the backward, " if backward else "") + found["refusal"]
+    return None
+
+
+def can_run(call):
+    if call.transformed or call.dtype == torch.float64:
+        return "not emulated"
+    return planned(
+        call.cell,
+        str(call.dtype).removeprefix("torch."),
+        len(range(call.batch)),
+        call.hidden_size,
+        call.training,
+        call.directions,
+        call.layers,
+        call.backward_apart is not None,
+    )
+
+
+@contextlib.contextmanager
+def persistent_on_the_cpu():
+    """Dispatch CPU tensors to the emulated kernels, in strict float32; yields the ops called."""
+    emulated, called = ops(**DEVICE), []
+    library = torch.library.Library("seqkernels", "IMPL")
+
+    def stand_in(name):
+        function = getattr(emulated, name).default
+
+        def call(*arguments):
+            called.append(name)
+            return function(*arguments)
+
+        library.impl(name, call, "CPU")
+
+    for cell in CELLS:
+        for op in OPS:
+            stand_in(f"{cell}_{op}")
+    before, rnn = dispatch.BACKENDS, torch.backends.cudnn.rnn
+    precision, rnn.fp32_precision = rnn.fp32_precision, "ieee"
+    kept = dispatch._BY_NAME["persistent"]
+    persistent = dataclasses.replace(kept, devices=("cpu",), can_run=can_run)
+    dispatch.BACKENDS = (persistent, *(b for b in before if b.name != "persistent"))
+    dispatch._BY_NAME["persistent"] = persistent
+    try:
+        yield called
+    finally:
+        dispatch.BACKENDS, dispatch._BY_NAME["persistent"] = before, kept
+        rnn.fp32_precision = precision
+        library._destroy()
