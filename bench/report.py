@@ -2,7 +2,8 @@
 
 In a Markdown file the text between `<!-- bench:NAME:begin -->` and `<!-- bench:NAME:end -->` is
 written here. NAME is a suite for its brief table, SUITE.full for the whole one with the plot,
-`misses`, or for the pronunciation demo `g2p`, `g2p.full` and `g2p.speed`.
+`misses`, `predictions` of the headline suite, or for the pronunciation demo `g2p`, `g2p.full` and
+`g2p.speed`.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from . import demo, results, tables
 from .cases import SUITES
+from .gpu.table import PREDICTED
 from .plot import svg
 
 ROOT = results.BENCH.parent
@@ -92,6 +94,8 @@ def _demo(form: str, runs: dict[Path, list[dict]], page: Path) -> str:
 def _block(name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]], page: Path) -> str:
     if name == "misses":
         return tables.misses(documents.values())
+    if name == "predictions":
+        return tables.predictions(PREDICTED)
     if name in ("g2p", "g2p.full", "g2p.speed"):
         return _demo(name.partition(".")[2], runs, page)
     suite, _, form = name.partition(".")

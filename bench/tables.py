@@ -1,9 +1,12 @@
 """Markdown tables made from result documents alone."""
 
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from .cases import Case
+from .cases import SUITES, Case
 from .contestants import BASELINE, OURS
+from .gpu.table import expected_ratio
 from .roofline import traffic
 from .targets import target
 
@@ -161,6 +164,26 @@ def others(document: dict) -> str:
         rows.append(cells)
     notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
     return "\n\n".join([_table(head, rows, left=3), "  \n".join(notes)]).rstrip()
+
+
+def predictions(path: Path) -> str:
+    """One row per headline case: microseconds of a step and speed-ups that are expected.
+
+    Args:
+        path: bench/gpu/predicted.json or another of its form.
+    """
+    expected = json.loads(path.read_text())
+    known = {case.id: case.to_json() for case in SUITES["headline"].cases}
+    rows = []
+    for name, modes in expected.items():
+        cells = [model_name(known[name]), sizes(known[name])]
+        for mode, steps in modes.items():
+            ratio = expected_ratio(expected, name, mode)
+            cells += [f"{steps[BASELINE]:.1f}", f"{steps[OURS]:.1f}", _ratio(ratio)]
+        rows.append(cells)
+    head = ["model", "T, N, I, H", "inference: torch.nn µs", "seqkernels µs", "speed-up"]
+    head += ["training: torch.nn µs", "seqkernels µs", "speed-up"]
+    return _table(head, rows, left=2)
 
 
 def misses(documents: Iterable[dict]) -> str:

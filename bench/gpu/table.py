@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import protocol
 
-# Speed-ups expected before the measurement, {case id: {mode: ratio}}; there need be none.
+# Microseconds of a step expected before the measurement, {case id: {mode: {contestant: µs}}}.
 PREDICTED = Path(__file__).with_name("predicted.json")
 _HEAD = ("case and mode", "nn µs", "ours µs", "stepwise", "predicted", "launch", "ratio")
 _HEAD += ("expected", "ran")
@@ -30,6 +30,12 @@ def times(record: dict, name: str) -> tuple[float, float, float] | None:
     return step, part - short * step, whole
 
 
+def expected_ratio(expected: dict, case: str, mode: str) -> float | None:
+    """The speed-up that was expected of a case, if one was."""
+    steps = expected.get(case, {}).get(mode)
+    return steps and steps["torch.nn"] / steps["seqkernels"]
+
+
 def row(record: dict, expected: dict) -> list[str]:
     """One line of the table; empty where there is no number."""
     name = record["case"]
@@ -43,7 +49,7 @@ def row(record: dict, expected: dict) -> list[str]:
     cells = [_us(theirs and theirs[0]), _us(ours and ours[0]), _us(stepwise and stepwise[0])]
     cells += [_us(None if None in predicted else sum(predicted) * 1e-9), _us(ours and ours[1])]
     ratio = f"{theirs[2] / ours[2]:.2f}" if theirs and ours else record["result"]
-    wanted = expected.get(case, {}).get(mode)
+    wanted = expected_ratio(expected, case, mode)
     rows = record["measured"][0]["contestants"]
     ran = next((row["detail"] for row in rows if row["name"] == "seqkernels"), None)
     return [name, *cells, ratio, "" if wanted is None else f"{wanted:.2f}", ran or ""]
@@ -54,7 +60,7 @@ def table(path: Path, predicted: Path = PREDICTED) -> str:
 
     Args:
         path: the file.
-        predicted: speed-ups expected before, as JSON.
+        predicted: what was expected before, as JSON.
     """
     found = protocol.records(path)
     if not found:

@@ -13,7 +13,7 @@ from tolerance import assert_parity
 from bench.contestants import BASELINE, OURS
 from bench.gpu import alive, manifest, ratios, worker
 from bench.gpu.protocol import NO_BUILD, append
-from bench.gpu.table import table
+from bench.gpu.table import PREDICTED, expected_ratio, table
 from seqkernels import _extension
 
 # Only what plans need: an H100.
@@ -46,7 +46,8 @@ def path(tmp_path):
 
 def test_steps_are_slopes_and_launches_intercepts(path, tmp_path):
     predicted = tmp_path / "predicted.json"
-    predicted.write_text(json.dumps({"a": {"training": 2.4}}))
+    steps = {"torch.nn": 12.0, "seqkernels": 5.0}
+    predicted.write_text(json.dumps({"a": {"training": steps}}))
     head, a, b, c, note = table(path, predicted).splitlines()
     # torch.nn, ours, predicted by the plans, launches, ratio of the longer calls, as expected.
     assert a.split() == [
@@ -63,6 +64,15 @@ def test_steps_are_slopes_and_launches_intercepts(path, tmp_path):
     assert b.split() == ["b", "inference", "1.30", "failed", "persistent"]
     assert c.split() == ["c", "inference", "hung"]
     assert len({len(line) for line in (head, a, b, c)}) == 1 and "slope" in note
+
+
+def test_every_headline_case_has_a_prediction():
+    expected = json.loads(PREDICTED.read_text())
+    longest = [case.id for case in ratios.SUITE.cases if case.length == 512]
+    assert list(expected) == longest
+    for case in expected:
+        for mode in ("inference", "training"):
+            assert 0.1 < expected_ratio(expected, case, mode) < 20
 
 
 def test_there_may_be_nothing_to_tell(path, tmp_path):

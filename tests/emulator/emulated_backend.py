@@ -4,30 +4,30 @@ All else (dispatcher, joined launches, autograd, torch.compile) is what runs on 
 """
 
 import contextlib
+import ctypes
 import dataclasses
 
 import torch
-from emulated_ops import ops
+from emulated_ops import library, ops
 
-from seqkernels import _extension, dispatch
+from seqkernels import dispatch
 from seqkernels.cells import CELLS
 
 OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
 OPS += ("directions_persistent_backward", "layers_persistent", "layers_persistent_backward")
-# The device that calls are planned for; tests change it.
+MATHS = ("float16", "bfloat16", "tf32", "float32")  # in the order of plan_types.h
+# The device that calls are planned for, unless `ops` names another.
 DEVICE = {"max_cluster": 4, "max_units": 16}
 
 
 @torch.compiler.assume_constant_result
-def planned(cell, dtype, batch, hidden_size, training, directions, layers, backward_apart):
-    """What `_C.persistent_refusal` answers on a GPU, for the emulated device."""
-    for backward in (False, True)[: 1 + training]:
-        apart = backward and backward_apart
-        parts = {"directions": directions, "layers": 1 if apart else layers}
-        found = _extension.C.plan(cell, dtype, backward, batch, hidden_size, **parts, **DEVICE)
-        if found["refusal"]:
-            return ("in the backward, " if backward else "") + found["refusal"]
-    return None
+def planned(cell, dtype, *rest):
+    """What `_C.persistent_refusal` answers on a GPU, of the emulated device."""
+    refusal = library().functions.emulated_refusal
+    refusal.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_bool]
+    refusal.argtypes += [ctypes.c_int] * 2 + [ctypes.c_bool]
+    refusal.restype = ctypes.c_char_p
+    return refusal(list(CELLS).index(cell), MATHS.index(dtype), *rest).decode() or None
 
 
 def can_run(call):

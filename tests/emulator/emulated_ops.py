@@ -89,6 +89,19 @@ def ops(
     return torch.ops.seqkernels_emulated
 
 
+def refuse(code=0, *, clusters=False, cooperative=False, trials_pass=False, resident=0):
+    """Say which launches the device refuses from now on; by default none.
+
+    Args:
+        code: the cudaError_t, or 0.
+        clusters: only launches with clusters.
+        cooperative: only cooperative ones.
+        trials_pass: only launches that are no trial.
+        resident: how many clusters are resident together at most; 0 is as many as fit.
+    """
+    library().functions.emu_refuse(code, clusters, cooperative, trials_pass, resident)
+
+
 @contextlib.contextmanager
 def guarded():
     """New tensors are full of NaN and end at a page that faults; needed for recording, too."""

@@ -4,7 +4,6 @@ bench/gpu/worker.py loads this file under `--rehearse`. SEQKERNELS_FAULTS plants
 the supervisor: JSON, {stage: {case: "hang" | "crash" | "lose"}}.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -12,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -23,74 +21,18 @@ import interpreter  # noqa: E402, isort: skip  (before anything that imports Tri
 import emulated_backend  # noqa: E402
 import emulated_ops  # noqa: E402
 import sanitized  # noqa: E402
-import torch  # noqa: E402
+from emulated_machine import EmulatedMachine, compiling  # noqa: E402
 
-from bench.gpu.machine import NO_LIMITS, Machine  # noqa: E402
+from bench.gpu.machine import Machine  # noqa: E402
 from seqkernels import dispatch  # noqa: E402
-
-# What plans are made for: an H100.
-FACTS = {"major": 9, "minor": 0, "processors": 132, "shared_per_block": 227 << 10}
-FACTS |= {"image": 90, "max_units": 256, "max_cluster": 16, "clusters": [66, 32, 15, 7]}
-
-
-@contextlib.contextmanager
-def compiling():
-    """Signs of life: what is not cached takes the compiler minutes."""
-    done = threading.Event()
-
-    def tell():
-        while not done.wait(2):
-            print("compiling for the emulator", flush=True)
-
-    teller = threading.Thread(target=tell)
-    teller.start()
-    try:
-        yield
-    finally:
-        done.set()
-        teller.join()
-
-
-class EmulatedMachine(Machine):
-    """The emulator, on tensors of the CPU."""
-
-    rehearsal = True
-
-    def __init__(self):
-        self.device, self.facts, self._limits = torch.device("cpu"), FACTS, NO_LIMITS
-        self.lost = False
-        with compiling():
-            emulated_ops.library()
-        self._backend = emulated_backend.persistent_on_the_cpu()
-        self._backend.__enter__()  # for as long as the machine lives
-        self._limit_plans(**NO_LIMITS)
-
-    def op(self, name):
-        return getattr(torch.ops.seqkernels_emulated, name).default
-
-    def _limit_plans(self, max_cluster, max_units, shared_per_block):
-        shared = shared_per_block or FACTS["shared_per_block"]
-        emulated_ops.ops(max_cluster=max_cluster, max_units=max_units, shared_per_block=shared)
-
-    def library(self, name):
-        with compiling():
-            return super().library(name)
-
-    def seconds(self, call):
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    def synchronize(self):
-        """Nothing is left to wait for."""
-
-    def failure(self):
-        return {"spin": None} if self.lost else None
 
 
 def machine() -> Machine:
     """The machine; whole layers on CPU tensors are dispatched to its kernels from here on."""
+    with compiling():
+        emulated_ops.library()
     found = EmulatedMachine()
+    found.keep(emulated_backend.persistent_on_the_cpu())
     # On a CPU, the ops of the stepwise schedule's names are the native ones.
     can_run = dispatch.named("native").can_run
     stepwise = dispatch.named("stepwise")

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
+from emulated_machine import EmulatedMachine
 from emulator import ROOT, SCHEDULES, build, poisoned
-from tiny_machine import TinyMachine
 
 from bench.gpu import micro
 
@@ -86,7 +86,7 @@ def test_a_broken_exchange_is_noticed(tmp_path, changes):
 
 
 def test_stage():
-    records = {name: measure() for name, measure in micro.cases(TinyMachine())}
+    records = {name: measure() for name, measure in micro.cases(EmulatedMachine())}
     assert len(records) == 2 * len(KINDS)
     for name, record in records.items():
         assert "refused" not in record and isinstance(record["ns"], float)
@@ -98,19 +98,19 @@ def test_stage():
     ("transport", "blocks", "size"), [("st.async", 32, 256), ("counter", 133, 16)]
 )
 def test_a_refused_launch_is_a_record(transport, blocks, size):
-    record = micro.measure(TinyMachine(), transport, "all-gather", blocks, size, crowded=False)
+    record = micro.measure(EmulatedMachine(), transport, "all-gather", blocks, size, crowded=False)
     assert record["refused"] and "ns" not in record
 
 
 @pytest.mark.parametrize(("blocks", "size"), [(64, 4096), (3, 48), (3, 8), (1, 256)])
 def test_what_no_block_can_hold_is_refused(blocks, size):
     """Too much shared memory; slices that are no power of two or too small; a group of one."""
-    record = micro.measure(TinyMachine(), "counter", "all-gather", blocks, size, crowded=False)
+    record = micro.measure(EmulatedMachine(), "counter", "all-gather", blocks, size, crowded=False)
     assert record["refused"].startswith("micro_facts: cudaErrorInvalid") and "ns" not in record
 
 
 def test_a_kernel_that_did_nothing_is_a_failure():
-    class Idle(TinyMachine):
+    class Idle(EmulatedMachine):
         def seconds(self, call):
             return 1.0
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emulated_ops import library, ops
+from emulated_ops import library, ops, refuse
 from joined import check_layers
 from parity import Case, check_sequence, inputs_of
 from recording import recorded
@@ -13,11 +13,6 @@ LAUNCH_FAILS, TOO_LARGE, CLUSTER_SIZE = 701, 720, 912  # of cudaError_t
 DEVICE = {"max_cluster": 4, "max_units": 16}
 CASE = Case(3, 3, 40)
 WORDS = "the driver refuses its launch: CUDA error"
-
-
-def refuse(code=0, *, clusters=False, cooperative=False, trials_pass=False, resident=0):
-    """Which launches are refused from now on, see Refused in emu_state.h; by default none."""
-    library().functions.emu_refuse(code, clusters, cooperative, trials_pass, resident)
 
 
 @pytest.fixture(autouse=True)

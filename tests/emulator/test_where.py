@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from emulated_machine import EmulatedMachine
 from emulator import SCHEDULES
-from tiny_machine import TinyMachine
 
 from bench.gpu import libraries, where
 
@@ -16,7 +16,7 @@ exchanges = pytest.mark.parametrize("exchange", EXCHANGES)
 
 
 def kernel(direction, exchange, schedule=None):
-    found = where.Kernel(TinyMachine(schedule), DIRECTIONS[direction], *EXCHANGES[exchange])
+    found = where.Kernel(EmulatedMachine(schedule), DIRECTIONS[direction], *EXCHANGES[exchange])
     assert found.plan["exchange"] == exchange and found.plan["blocks"] > 1
     return found
 
@@ -75,7 +75,7 @@ def test_clocks_rise_from_point_to_point(direction, exchange):
 
 
 def test_stage():
-    records = {name: measure() for name, measure in where.cases(TinyMachine())}
+    records = {name: measure() for name, measure in where.cases(EmulatedMachine())}
     assert len(records) == 4 * (2 + len(where.PARTS))
     assert next(iter(records)) == "forward, H=768, whole"
     for name, record in records.items():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from emulated_backend import DEVICE, persistent_on_the_cpu
+from emulated_ops import ops
 from pairs import assert_same, run, state, trio
 from tolerance import assert_parity
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -153,7 +154,7 @@ def test_exported_with_a_dynamic_length():
         assert torch.equal(program.module()(x)[0], module(x)[0])
 
 
-def test_explain_says_what_shares_a_launch(monkeypatch):
+def test_explain_says_what_shares_a_launch():
     layer, x = seqkernels.LSTM(5, 24, num_layers=2), torch.randn(3, 2, 5)
     text = seqkernels.explain(layer, x)
     assert "2 layers in one launch, forward and backward" in text
@@ -162,17 +163,17 @@ def test_explain_says_what_shares_a_launch(monkeypatch):
         assert "2 layers in one launch\n" in seqkernels.explain(layer, x)
     both = seqkernels.explain(seqkernels.GRU(5, 24, bidirectional=True), x)
     assert "both directions in one launch" in both
-    monkeypatch.setitem(DEVICE, "processors", 3)
+    ops(**DEVICE, processors=3)
     text = seqkernels.explain(layer, x)
     assert text.count("persistent:") == 2
     assert text.count("a launch of its own: ") == 2
 
 
-def test_a_backward_that_is_slower_together_takes_a_launch_each(monkeypatch, persistent_on_the_cpu):
+def test_a_backward_that_is_slower_together_takes_a_launch_each(persistent_on_the_cpu):
     """The forward still shares one; gradients are those of the other way."""
     modules = trio("LSTM", 5, 37, num_layers=3, dtype=torch.float32)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
-    monkeypatch.setitem(DEVICE, "shared_per_block", 26 << 10)
+    ops(**DEVICE, shared_per_block=26 << 10)
     text = seqkernels.explain(modules.ours, x.float())
     assert "3 layers in one launch\n" in text
     assert "a launch for each layer in the backward: launches of their own are estimated" in text
