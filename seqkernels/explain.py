@@ -43,8 +43,9 @@ def _fake(mode: FakeTensorMode, value):
 def explain(module: nn.Module, *inputs, **keywords) -> str:
     """Say which backend would run each recurrent call of `module(*inputs, **keywords)`.
 
-    The module is run on fake tensors: shapes and devices are followed, no kernel starts. Grad mode
-    is the caller's: call it under `torch.no_grad()` to ask about inference.
+    The module is run on fake tensors: shapes and devices are followed, nothing is computed. On a
+    GPU the first question about a shape tries its launch with a kernel that returns at once. Grad
+    mode is the caller's: call it under `torch.no_grad()` to ask about inference.
 
     Args:
         module: a layer of `seqkernels`, or a model that contains some.

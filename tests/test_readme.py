@@ -28,7 +28,7 @@ def test_links_lead_somewhere(page):
 
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "build", "lint", "bench", "gpu"):
+    for target in ("demo", "test", "build", "lint", "bench", "gpu", "gpu-build"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

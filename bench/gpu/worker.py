@@ -58,6 +58,8 @@ def load(build: str) -> None:
     Raises:
         Unusable: the build is of other sources or another Python, or does not import.
     """
+    import torch  # noqa: F401  (its libraries must be loaded before the extension's)
+
     reason = manifest.refusal()
     if reason is None and build == "spin":
         # Triton's kernels wait as long as the compiled ones.

@@ -10,6 +10,9 @@
 
 namespace seqkernels {
 
+// Devices that no kernel can run on, beside 0 and 1.
+enum { kOld = 2, kWithoutImage, kOldDriver };
+
 // The parts of the CUDA side that these two files call.
 std::atomic<int> trials{0}, queries{0};
 int launch_persistent(Cell, Math, bool, const SequenceArgs& args, void*) {
@@ -22,7 +25,9 @@ int query_device(int device, DeviceFacts* facts) {
   *facts = DeviceFacts{};
   facts->major = 9, facts->image = 90, facts->processors = 132 + device;
   facts->shared_per_block = 227 << 10, facts->max_cluster = 16;
-  return 0;
+  if (device == kOld) facts->major = 7, facts->minor = 5;
+  if (device == kWithoutImage) facts->major = 12, facts->image = 0;
+  return device == kOldDriver ? 35 : 0;
 }
 int current_device(int* device) {
   *device = 0;
@@ -81,4 +86,8 @@ int main() {
   const int before = trials;
   look_up(1);
   std::printf("%d %d %d %d\n", wrong.load(), queries.load(), before, trials - before);
+  for (const int device : {kOld, kWithoutImage, kOldDriver}) {
+    DeviceFacts facts;
+    std::printf("%s\n", device_facts(device, &facts).c_str());
+  }
 }

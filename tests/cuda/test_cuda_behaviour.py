@@ -3,6 +3,11 @@
 CUDA's two schedules and Triton alike.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cuda_cases import SUFFIXES, both, pair
@@ -70,6 +75,36 @@ def test_cuda_graph(case, suffix, device):
         graph.replay()
     torch.cuda.synchronize()
     assert_equal(captured, both("lstm", suffix, values, layout))
+
+
+# What a capture must not do and no call of ours does: torch's context, and a handle of cuBLAS.
+FIRST_CALL = """
+import torch
+from cuda_cases import both
+from parity import Case, inputs_of
+
+square = torch.randn(64, 64, device="cuda", dtype=torch.float16)
+square @ square
+values, layout = inputs_of("gru", Case(9, 16, 256), torch.float16, "cuda")
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = both("gru", {suffix!r}, values, layout)
+graph.replay()
+for one, other in zip(captured, both("gru", {suffix!r}, values, layout), strict=True):
+    assert torch.equal(one, other)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", "_persistent"])
+def test_the_first_call_of_a_process_may_be_captured(suffix, device):
+    """Nothing has loaded the kernels or asked the device before."""
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join(map(str, (tests.parent, tests, tests / "cuda")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", FIRST_CALL.format(suffix=suffix)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

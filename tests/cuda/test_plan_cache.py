@@ -15,20 +15,33 @@ SOURCES = ("tests/cuda/plan_cache_threads.cpp", "csrc/cuda/plan_cache.cpp")
 SOURCES += ("csrc/cuda/device_facts.cpp",)
 
 
-def test_threads_share_plans_and_facts(tmp_path):
-    program = tmp_path / "threads"
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """The lines of the program, run under the race checker."""
+    program = tmp_path_factory.mktemp("plan_cache") / "threads"
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
-    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread"]
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", '-DSK_CUDA_ARCHS="90a"']
     sources = [str(ROOT / source) for source in SOURCES]
     subprocess.run(["g++", *flags, *includes, *sources, "-o", str(program)], check=True)
     command = ["setarch", platform.machine(), "-R", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[:3000]}"
-    wrong, queries, trials, later = map(int, done.stdout.split())
+    return done.stdout.splitlines()
+
+
+def test_threads_share_plans_and_facts(said):
+    wrong, queries, trials, later = map(int, said[0].split())
     assert wrong == 0
     assert queries == 2, "each of two devices is asked once"
     assert 23 <= trials <= 8 * 24
     assert later == 0, "a plan that is known was made again"
+
+
+def test_devices_that_no_kernel_can_run_on_say_why(said):
+    old, without_image, old_driver = said[1:]
+    assert old == "the CUDA kernels need compute capability 8.0 or newer, this device has 7.5"
+    assert "compiled for 90a and not for this device's compute capability 12.0" in without_image
+    assert old_driver == "there is no usable GPU: of a test"
 
 
 def test_what_the_dispatcher_is_told_of_the_device():
