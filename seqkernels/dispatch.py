@@ -172,7 +172,12 @@ def _persistent(call: Call) -> str | None:
         return reason
     if torch.compiler.is_exporting() and isinstance(call.batch, torch.SymInt):
         return "a launch is planned for one batch size, an exported program is for every batch"
-    return _planned(
+    return _planned(*_question(call), _index(call.device))
+
+
+def _question(call: Call) -> tuple:
+    """What launch plans depend on, as `_C.persistent_refusal` takes it, the device left out."""
+    return (
         call.cell,
         str(call.dtype).removeprefix("torch."),
         # A program that torch.compile makes for every batch is made again for each: its dynamic
@@ -183,7 +188,6 @@ def _persistent(call: Call) -> str | None:
         call.directions,
         call.layers,
         call.backward_apart is not None,
-        _index(call.device),
     )
 
 

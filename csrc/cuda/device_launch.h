@@ -85,6 +85,8 @@ static inline cudaError_t connect_records(cudaStream_t stream) {
   SpinRecord* records = host_spin_records();
   error = cudaMemcpyToSymbolAsync(spin_records, &records, sizeof(records), 0,
                                   cudaMemcpyHostToDevice, stream);
+  // The first launch is most often a trial, on another stream than those that follow.
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error == cudaSuccess) connected.insert(device);
   return error;
 }

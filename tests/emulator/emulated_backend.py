@@ -33,16 +33,7 @@ def planned(cell, dtype, *rest):
 def can_run(call):
     if call.transformed or call.dtype == torch.float64:
         return "not emulated"
-    return planned(
-        call.cell,
-        str(call.dtype).removeprefix("torch."),
-        len(range(call.batch)),
-        call.hidden_size,
-        call.training,
-        call.directions,
-        call.layers,
-        call.backward_apart is not None,
-    )
+    return planned(*dispatch._question(call))
 
 
 @contextlib.contextmanager
