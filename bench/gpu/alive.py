@@ -205,13 +205,19 @@ def greedy(machine: Machine, cell: str, dtype: torch.dtype, sizes: Sizes, steps:
         assert_parity(state[number], own, reference, ("h_n", "c_n")[number])
 
 
+def announce_compilations() -> None:
+    """Signs of life: a Triton kernel compiles for seconds, and a case has up to four."""
+    from triton import knobs
+
+    # Triton's hooks of a JIT function write its constants as JSON, and ours are functions.
+    knobs.compilation.listener = lambda metadata, **_: print("compiled", metadata["name"])
+
+
 def triton(machine: Machine) -> Iterator[tuple[str, _Check]]:
     """The schedules of Triton, for a pointwise cell and for the one with kernels of its own."""
     import sanitized
-    from triton import knobs
 
-    # A sign of life: a kernel compiles for seconds, a case has up to four.
-    knobs.runtime.jit_post_compile_hook = lambda *_, **facts: print("compiled", facts["fn"].name)
+    announce_compilations()
     checks = dict(sanitized.checks(machine.device))
     for name in TRITON:
         yield f"{name}, Triton", lambda name=name: checks[name]()

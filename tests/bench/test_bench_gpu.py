@@ -1,8 +1,12 @@
 """What `make gpu` measures with: its table, the plans beside it, refused builds, the checks."""
 
 import json
+import os
+import subprocess
+import sys
 import sysconfig
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +20,7 @@ from bench.gpu.protocol import NO_BUILD, append
 from bench.gpu.table import PREDICTED, expected_ratio, table
 from seqkernels import _extension
 
+ROOT = Path(__file__).resolve().parents[2]
 # Only what plans need: an H100.
 H100 = SimpleNamespace(plan=_extension.C.plan)
 
@@ -100,6 +105,39 @@ def test_predictions_are_those_of_the_plans():
     assert apart == {"text": f"2 launches: {alone['text']}", "step_ns": 2 * alone["step_ns"]}
     none = ratios.planned(H100, replace(wide, hidden_size=20000).to_json(), False)
     assert none["step_ns"] is None and "fit" in none["text"]
+
+
+COMPILES = """
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bench.gpu import alive
+
+
+@triton.jit
+def fill(to, VALUE: tl.constexpr):
+    tl.store(to, VALUE)
+
+
+alive.announce_compilations()
+source = ASTSource(fn=fill, signature={"to": "*fp32", "VALUE": "constexpr"}, constexprs={(1,): 3.0})
+triton.compile(source, target=GPUTarget("cuda", 90, 32))
+"""
+
+
+def test_compilations_are_signs_of_life(tmp_path):
+    """A stage that compiles is not silent; in a process of its own, without an interpreter."""
+    program = tmp_path / "compiles.py"
+    program.write_text(COMPILES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    for _ in range(2):  # compiled, then found in the cache
+        done = subprocess.run(
+            [sys.executable, str(program)], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (0, "compiled fill\n"), done.stderr
 
 
 def test_the_rehearsal_has_every_kind_of_case_once():
