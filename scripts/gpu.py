@@ -146,9 +146,11 @@ class Call:
         restarts: Counter = Counter()
         while waiting:
             place = Place()
+            # With the spin build also Triton's kernels give up waiting.
+            limit = {"SEQKERNELS_SPIN_LIMIT": str(1 << 20)} if group[0].build == "spin" else {}
             status = follow(
                 self.worker(list(waiting.values())),
-                self.environment,
+                self.environment | limit,
                 self.seconds_left(),
                 self.options.silence,
                 lambda line, place=place: self.hear(line, place, waiting),

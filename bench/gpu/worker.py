@@ -62,8 +62,6 @@ def load(build: str) -> None:
 
     reason = manifest.refusal()
     if reason is None and build == "spin":
-        # Triton's kernels wait as long as the compiled ones.
-        os.environ.setdefault("SEQKERNELS_SPIN_LIMIT", str(1 << 20))
         path = manifest.ROOT / SPIN / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         try:
             spec = importlib.util.spec_from_file_location("seqkernels._C", path)

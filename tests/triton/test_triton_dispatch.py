@@ -29,7 +29,11 @@ def compiled(monkeypatch, module):
 @pytest.fixture
 def with_cuda(monkeypatch):
     """The extension with CUDA kernels, none of which keeps the weights on chip."""
-    module = SimpleNamespace(with_cuda=True, persistent_refusal=lambda *question: "no plan")
+    module = SimpleNamespace(
+        with_cuda=True,
+        device_refusal=lambda index: None,
+        persistent_refusal=lambda *question: "no plan",
+    )
     compiled(monkeypatch, module)
 
 
