@@ -53,17 +53,14 @@ def test_layers_match_torch(kind, options, persistent_on_the_cpu):
     assert torch.equal(inference[0], trained[0])
 
 
-@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("kind, more", [("LSTM", {}), ("GRU", {"reset": "before"})])
-def test_options_match_the_reference(kind, more, options):
-    """Lengths, resets and the cell states of every step."""
-    module = getattr(seqkernels, kind)(5, 24, **options, **more)
+def assert_options_match(module, batch_first=False):
+    """Lengths, resets and the cell states of every step against the reference."""
     x, reset = torch.randn(5, 4, 5), torch.rand(5, 4) < 0.3
     keywords = {"lengths": torch.tensor([3, 5, 1, 4]), "reset": reset}
-    if options.get("batch_first"):
+    if batch_first:
         x, reset = x.transpose(0, 1), reset.t()
         keywords["reset"] = reset
-    if kind == "LSTM":
+    if isinstance(module, seqkernels.LSTM):
         keywords["return_c_sequence"] = True
     found = run(module, torch.float32, (x,), **keywords)
     with seqkernels.use_backend("reference"):
@@ -71,6 +68,22 @@ def test_options_match_the_reference(kind, more, options):
         exact = run(module.double(), torch.float64, (x,), **keywords)
     for name in found:
         assert_parity(found[name], theirs[name], exact[name], name)
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("kind, more", [("LSTM", {}), ("GRU", {"reset": "before"})])
+def test_options_match_the_reference(kind, more, options):
+    assert_options_match(
+        getattr(seqkernels, kind)(5, 24, **options, **more), options.get("batch_first", False)
+    )
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"num_layers": 3, "bias": False}])
+def test_options_of_a_backward_with_a_launch_for_each_layer(options, persistent_on_the_cpu):
+    ops(**DEVICE, shared_per_block=26 << 10)
+    assert_options_match(seqkernels.LSTM(5, 37, **options))
+    assert forwards(persistent_on_the_cpu) == ["layers"]
+    assert backwards(persistent_on_the_cpu) == ["sequence"] * options["num_layers"]
 
 
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
