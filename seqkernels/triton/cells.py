@@ -24,13 +24,17 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)).
+
+    Within 4 units in the last place where x >= -87, for an exponential that is within 2.5; below,
+    what is given stays under 2^-125.
+    """
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent, to about 2 units in the last place.
+    """The hyperbolic tangent, within 2 units in the last place; that of -0 is +0.
 
     2 sigmoid(2x) - 1 cancels near zero; the polynomial there is that of Cephes' tanhf.
     """

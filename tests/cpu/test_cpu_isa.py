@@ -43,6 +43,12 @@ def test_parity_and_equal_reruns(isa, threads, best):
     assert found["checked"] > 100
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_tanh_and_sigmoid_alone(isa, best):
+    found = run_python([str(HERE / "activations_probe.py")], isa).strip()
+    assert found == (isa if ISAS.index(isa) <= ISAS.index(best) else best)
+
+
 def test_the_default_is_an_instruction_set():
     assert op("cpu_isa")() in ISAS
 
