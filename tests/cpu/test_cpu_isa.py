@@ -14,15 +14,19 @@ ISAS = ("baseline", "avx2", "avx512")
 HERE = Path(__file__).parent
 
 
-def run_python(arguments: list[str], isa: str | None) -> str:
-    """What a Python process prints under an instruction set; None leaves the choice to the op."""
-    environment = {k: v for k, v in os.environ.items() if k != "SEQKERNELS_CPU_ISA"}
+def environment(isa: str | None) -> dict[str, str]:
+    """The environment of a process under an instruction set; None leaves the choice to the op."""
+    found = {k: v for k, v in os.environ.items() if k != "SEQKERNELS_CPU_ISA"}
     if isa is not None:
-        environment["SEQKERNELS_CPU_ISA"] = isa
+        found["SEQKERNELS_CPU_ISA"] = isa
     root = str(HERE.parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    return found | {"PYTHONPATH": os.pathsep.join([root, found.get("PYTHONPATH", "")])}
+
+
+def run_python(arguments: list[str], isa: str | None) -> str:
+    """What a Python process prints under an instruction set."""
     printed = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, *arguments], env=environment(isa), capture_output=True, text=True
     )
     assert printed.returncode == 0, printed.stderr
     return printed.stdout

@@ -6,6 +6,7 @@
 #include "emu_core.h"
 #include "emu_fiber.h"
 #include "emu_run.h"
+#include "guarded_memory.h"
 
 namespace emu {
 
@@ -18,8 +19,6 @@ enum Schedule {
 extern Schedule schedule;
 extern std::mt19937 rng;
 extern Context scheduler_context;
-// Report of the current launch; empty while all is well. Kept until the next emu_begin.
-extern std::string error;
 // Counts what other threads can see.
 extern uint64_t epoch;
 extern uint64_t switches;
@@ -39,18 +38,5 @@ std::string describe(Place place);         // "kernel.cu:40"
 void to_scheduler();                       // from a fiber
 void leave_barriers(Fiber& fiber);         // an exited thread no longer counts
 bool deliver(Delivery& delivery);          // false: ended with an error
-
-// Memory whose end nobody may cross: a page that faults (the address sanitizer's own red zone when
-// that is on), and up to `alignment` bytes of padding that overrun() finds written.
-struct Guarded {
-  char* data = nullptr;
-  size_t bytes = 0;
-  size_t padding = 0;
-  char* base = nullptr;
-  size_t mapped = 0;
-};
-Guarded guarded(size_t bytes, size_t alignment);
-bool overrun(const Guarded& memory);
-void release(Guarded& memory);
 
 }  // namespace emu

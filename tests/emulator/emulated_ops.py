@@ -105,11 +105,11 @@ def refuse(code=0, *, clusters=False, cooperative=False, trials_pass=False, resi
 @contextlib.contextmanager
 def guarded():
     """New tensors are full of NaN and end at a page that faults; needed for recording, too."""
-    library().functions.emu_guard_torch(1)
+    library().functions.emu_guard_torch(64, 0)
     try:
         yield
     finally:
-        library().functions.emu_guard_torch(0)
+        library().functions.emu_guard_torch(0, 0)
 
 
 def check_memory() -> None:

@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
 CORE = ["emu_core", "emu_schedule", "emu_fiber", "emu_math", "emu_memory", "emu_run"]
+CORE += ["guarded_memory"]
 SCHEDULES = ("round robin", "shuffled", "depth first")
 
 # What every object is compiled with. A kernel's uninitialised registers hold a pattern, not zeros.

@@ -1,13 +1,14 @@
-// Guarded memory for torch's CPU tensors: full of NaN at first, a page that faults at its end. A
-// kernel that reads or writes beyond a tensor is found, and recording.py can tell what its
-// arguments point to.
+// Guarded memory for torch's CPU tensors: full of NaN at first, a page that faults at its end or
+// before it. A kernel that reads or writes beyond a tensor is found, and recording.py can tell what
+// its arguments point to.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <cstring>
 #include <map>
 #include <mutex>
 
-#include "emu_state.h"
+#include "guarded_memory.h"
 
 namespace {
 
@@ -27,8 +28,10 @@ void free_guarded(void* data) {
 }
 
 struct GuardedAllocator final : c10::Allocator {
+  size_t alignment = 64;
+  bool begins = false;
   c10::DataPtr allocate(size_t bytes) override {
-    const emu::Guarded memory = emu::guarded(bytes ? bytes : 1, 64);
+    const emu::Guarded memory = emu::guarded(bytes ? bytes : 1, alignment, begins);
     memset(memory.data, 0xff, bytes);
     const std::lock_guard<std::mutex> lock(mutex);
     live[memory.data] = memory;
@@ -45,8 +48,11 @@ c10::Allocator* usual_allocator = nullptr;
 
 }  // namespace
 
-// New tensors are guarded while this is on.
-extern "C" __attribute__((visibility("default"))) void emu_guard_torch(int on) {
+// New tensors are guarded while `alignment` is not 0: 1 puts their last byte before the page that
+// faults. `begins` puts their first behind it.
+extern "C" __attribute__((visibility("default"))) void emu_guard_torch(int alignment, int begins) {
   if (!usual_allocator) usual_allocator = c10::GetCPUAllocator();
-  c10::SetCPUAllocator(on ? &guarded_allocator : usual_allocator, 255);
+  if (alignment) guarded_allocator.alignment = alignment;
+  guarded_allocator.begins = begins;
+  c10::SetCPUAllocator(alignment ? &guarded_allocator : usual_allocator, 255);
 }
