@@ -174,8 +174,8 @@ SK_ALWAYS Vec<double> exp_(Vec<double> a) {
   return p * bit_cast_<Doubles>(scale);
 }
 
-// tanh, Cephes: a rational function near zero, where 1 - 2 / (exp(2|x|) + 1) would cancel. Within 1.5
-// units in the last place.
+// tanh, Cephes: a rational function near zero, where 1 - 2 / (exp(2|x|) + 1) would cancel.
+// Within 1.5 units in the last place.
 SK_ALWAYS Vec<double> tanh_(Vec<double> a) {
   const Doubles x = a.v, z = x * x, size = x < 0.0 ? -x : x;
   Doubles p = z * -9.64399179425052238628e-1 - 9.92877231001918586564e1;

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "decode")]
 
-import guarding  # isort: skip  (before seqkernels)
-import torch
-from cpu_cases import DTYPES, Case, make_inputs, op
-from decoders import Decoder, Sizes
+import guarding  # noqa: E402  isort: skip  (before seqkernels)
+import torch  # noqa: E402
+from cpu_cases import DTYPES, Case, make_inputs, op  # noqa: E402
+from decoders import Decoder, Sizes  # noqa: E402
 
-from seqkernels.cells import CELLS
+from seqkernels.cells import CELLS  # noqa: E402
 
 SEQUENCES = (
     Case(1, 1, 1),
@@ -145,11 +145,10 @@ def run(before: bool) -> int:
     count = 0
     for name, arguments in calls():
         print(name, arguments[0][0].dtype, described(arguments), flush=True)
-        expected = op(name)(*arguments)
-        expected = [expected] if isinstance(expected, torch.Tensor) else expected
         with guarding.guarded(before):
             found = op(name)(*moved(arguments))
-        found = [found] if isinstance(found, torch.Tensor) else found
+        expected = op(name)(*arguments)
+        found, expected = ([r] if isinstance(r, torch.Tensor) else r for r in (found, expected))
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one.nan_to_num(), other.nan_to_num()), "another result"
         found = one = other = None

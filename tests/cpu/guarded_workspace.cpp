@@ -26,7 +26,8 @@ void release_workspace(void* p) {
   const auto found = live.find(p);
   if (found == live.end()) return free(p);
   if (emu::overrun(found->second))
-    emu::error = "a kernel wrote beyond " + std::to_string(found->second.bytes) + " bytes of its own";
+    emu::error =
+        "a kernel wrote beyond " + std::to_string(found->second.bytes) + " bytes of its own";
   emu::release(found->second);
   live.erase(found);
 }

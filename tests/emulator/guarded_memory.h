@@ -16,7 +16,8 @@ struct Guarded {
   char* base = nullptr;
   size_t mapped = 0;
 };
-// `begins`: the page that faults lies before the memory instead, and up to a page of padding behind.
+// `begins`: the page that faults lies before the memory instead, and up to a page of padding
+// behind.
 Guarded guarded(size_t bytes, size_t alignment, bool begins = false);
 bool overrun(const Guarded& memory);
 void release(Guarded& memory);

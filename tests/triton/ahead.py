@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 import triton  # noqa: E402
+from machine_barriers import Graph, step, unordered  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -227,6 +229,21 @@ def waits() -> None:
             print(json.dumps(facts | resources(compiled)), flush=True)
 
 
+def barriers(arch: int) -> None:
+    """Print what a step does around its barriers, as JSON, of kernels that differ in it."""
+    for cell, direction in product(CELLS, ("forward", "backward")):
+        for dtype, hidden_size in (("fp16", 64), ("fp32", 37)):
+            for schedule in (Plan("sliced", 16, 32, 32), Plan("cooperative", 16, 16, 16, split=2)):
+                kernel = cell, direction, dtype, "ieee", hidden_size, schedule, arch
+                ptx = planned_kernel(*kernel).asm["ptx"]
+                facts = {"name": " ".join(map(str, kernel)), "cell": cell}
+                facts |= {"schedule": schedule.schedule, "unordered": unordered(ptx)}
+                facts["exchanges"] = len(Graph(ptx).all_of("release"))
+                if schedule.schedule == "sliced":
+                    facts["step"] = step(ptx)
+                print(json.dumps(facts), flush=True)
+
+
 def main(arch: int, first: int, step: int) -> None:
     """Print one line a kernel, the facts as JSON: every `step`-th kernel from `first` on."""
     kernels = list(matrix(arch, step == 1))
@@ -247,4 +264,6 @@ def main(arch: int, first: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    waits() if sys.argv[1] == "waits" else main(*map(int, sys.argv[1:]))
+    mode, *numbers = sys.argv[1:]
+    modes = {"waits": waits, "barriers": barriers, "all": main}
+    modes[mode](*map(int, numbers))

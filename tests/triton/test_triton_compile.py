@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from seqkernels.cells import CELLS
+
 FOLDER = Path(__file__).parent
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # A few bytes beside the operands: barriers, the broadcast of an atomic's result.
@@ -30,7 +32,7 @@ def processes(tmp_path_factory):
         environment.pop("TRITON_INTERPRET", None)
         everything = os.environ.get("SEQKERNELS_ALL_CUBINS") == "1"
         share = (0, 1) if everything else (list(SHARED_LIMIT).index(arch), len(SHARED_LIMIT))
-        command = [sys.executable, FOLDER / "ahead.py", str(arch), *map(str, share)]
+        command = [sys.executable, FOLDER / "ahead.py", "all", str(arch), *map(str, share)]
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -75,6 +77,26 @@ def test_exchange_is_a_release_and_an_acquire(compiled):
         # The release orders the stores; the acquire drops what L1 holds of before.
         assert ("MEMBAR" in kernel) == kernel["exchange"], kernel
         assert ("CCTL" in kernel) == kernel["exchange"], kernel
+
+
+@pytest.mark.parametrize(
+    "arch", [90, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (80, 100))]
+)
+def test_barriers_lie_between_what_is_written_and_what_is_read(arch, tmp_path):
+    """Every step passes a barrier behind its stores, and a second stage one before its loads."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, FOLDER / "ahead.py", "barriers", str(arch)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    kernels = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(kernels) == len(CELLS) * 2 * 2 * 2
+    for kernel in kernels:
+        stages = 2 if kernel["cell"] == "gru_reset_before" else 1
+        if kernel["schedule"] == "sliced":
+            assert kernel["step"] == [["load", "store"]] * stages + [[]], kernel
+        assert kernel["exchanges"] == (0 if kernel["schedule"] == "sliced" else stages), kernel
+        assert not kernel["unordered"], kernel
 
 
 @pytest.mark.parametrize("limit", ["0", "1000"])
