@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from seqkernels import figures
 from seqkernels.g2p.console import PUBLISHED
-from seqkernels.svg import LineChart, Series, page
+
+from .plot import fingerprint
 
 Run = dict[str, Any]
 
@@ -134,19 +136,19 @@ def speeds(runs: Iterable[Run]) -> str:
 def plot(runs: Iterable[Run]) -> str:
     """Word error rates on development words over the minutes of training, as SVG."""
     grouped = groups(runs)
-    lines = []
-    for group in grouped:
-        run = group[0]
-        recipe = f"{name_of(run)}, {run['recipe']['minutes']:g} min, " if len(grouped) > 1 else ""
-        lines += [
-            Series(
-                f"{recipe}seed {run['seed']}",
-                [(seconds / 60, wer) for seconds, wer, _ in run["history"]["dev"]],
-            )
-            for run in group
-        ]
-    chart = LineChart("Errors on development words, greedy", "minutes", "WER %", lines)
-    return page([chart], width=760)
+    with figures.style():
+        page = figures.figure(830, 400)
+        page.set_layout_engine("constrained")
+        axes = page.subplots()
+        for number, group in enumerate(grouped):
+            for i, run in enumerate(group):
+                label = f"{name_of(run)}, {run['recipe']['minutes']:g} min" if i == 0 else None
+                points = [(seconds / 60, wer) for seconds, wer, _ in run["history"]["dev"]]
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", lw=1.5, label=label)
+        axes.set(xlabel="minutes", ylabel="WER %", xlim=(0, None))
+        axes.set_title("Errors on development words, greedy; a line for each seed")
+        axes.legend()
+        return figures.to_svg(page, fingerprint([r["history"]["dev"] for g in grouped for r in g]))
 
 
 def heading(run: Run) -> str:

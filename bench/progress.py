@@ -1,9 +1,7 @@
 """A progress bar on stderr: one line that moves on a terminal, one line per case elsewhere."""
 
+import io
 import sys
-import time
-
-_WIDTH = 24
 
 
 class Progress:
@@ -14,24 +12,24 @@ class Progress:
     """
 
     def __init__(self, total: int):
-        self._total, self._done = total, 0
-        self._start = time.monotonic()
+        from tqdm import tqdm
+
+        # `disable` would keep tqdm from counting: elsewhere than on a terminal it only formats.
         self._terminal = sys.stderr.isatty()
+        file = sys.stderr if self._terminal else io.StringIO()
+        self._bar = tqdm(total=total, leave=False, file=file, ncols=110)
+        self._begun = False
 
     def step(self, text: str) -> None:
         """Say what is worked on now; the step before is done."""
-        elapsed = time.monotonic() - self._start
-        left = elapsed / self._done * (self._total - self._done) if self._done else 0.0
-        filled = _WIDTH * self._done // max(1, self._total)
-        bar = "#" * filled + "." * (_WIDTH - filled)
-        line = f"[{bar}] {self._done}/{self._total} {elapsed:4.0f}s, {left:4.0f}s left  {text}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(self._begun)
+        self._begun = True
         if self._terminal:
-            print(f"\r\x1b[2K{line[:110]}", end="", file=sys.stderr, flush=True)
+            self._bar.refresh()
         else:
-            print(line, file=sys.stderr, flush=True)
-        self._done += 1
+            print(self._bar, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the line."""
-        if self._terminal:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        self._bar.close()

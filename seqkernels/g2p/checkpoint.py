@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .data import Symbols
-from .errors import G2PError
+from .errors import G2PError, require
 from .model import Model, ModelConfig, build_model
 
 FORMAT = "seqkernels-g2p-1"
@@ -47,16 +47,6 @@ class Checkpoint(NamedTuple):
         return model
 
 
-def require_safetensors() -> None:
-    """Raise a G2PError where the package that reads and writes checkpoints is missing."""
-    try:
-        import safetensors  # noqa: F401
-    except ImportError as error:
-        raise G2PError(
-            "checkpoints need safetensors: pip install safetensors (or seqkernels[g2p])"
-        ) from error
-
-
 def check_writable(path: Path) -> None:
     """Raise a G2PError where `write_atomically` could not, before a training's time is spent."""
     folder = path.absolute().parent
@@ -89,7 +79,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in the place of an older one."""
-    require_safetensors()
+    require("safetensors", "checkpoints need")
     from safetensors.torch import save
 
     tensors = {f"model.{name}": value for name, value in checkpoint.weights.items()}
@@ -111,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         G2PError: it is missing, truncated, or something else.
     """
-    require_safetensors()
+    require("safetensors", "checkpoints need")
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

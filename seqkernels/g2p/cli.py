@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from .. import use_backend
-from .checkpoint import load_checkpoint, require_safetensors
+from .checkpoint import load_checkpoint
 from .console import prompt, say
 from .distributed import world
-from .errors import G2PError
+from .errors import G2PError, require
 from .run import Options, run
 
 INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = _device(parsed.device)
         if parsed.checkpoint is not None:
-            require_safetensors()
+            require("safetensors", "checkpoints need")
         with _backend(parsed.backend):
             if parsed.say:
                 return _say(parsed, device)

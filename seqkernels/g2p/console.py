@@ -1,11 +1,10 @@
 """What the example prints: progress, tables, answers, and the prompt."""
 
 import sys
-import time
 from collections.abc import Iterable, Sequence
 
 from .data import Dictionary, Symbols
-from .errors import G2PError
+from .errors import G2PError, require
 from .model import Answer, Model, pronounce
 from .train import Progress
 
@@ -27,14 +26,18 @@ class ProgressBar:
         quiet: print nothing.
     """
 
-    WIDTH = 30
-
     def __init__(self, minutes: float, quiet: bool = False) -> None:
-        self.minutes = minutes
+        self.tqdm = require("tqdm", "progress bars need").tqdm
         self.quiet = quiet
-        self.terminal = sys.stderr.isatty()
         self.scores = 0
-        self.drawn = 0.0
+        form = "{l_bar}{bar:30}| {n:.1f} of {total:g} min{postfix}"
+        self.bar = self.tqdm(
+            total=minutes,
+            bar_format=form,
+            mininterval=0.2,
+            leave=False,
+            disable=quiet or not sys.stderr.isatty(),
+        )
 
     def __call__(self, progress: Progress, share: float) -> None:
         """Show the progress at this share of the budget."""
@@ -42,31 +45,21 @@ class ProgressBar:
             return
         if len(progress.dev) > self.scores:
             self.scores = len(progress.dev)
-            self.clear()
             _, wer, per = progress.dev[-1]
             loss = f"  loss {progress.loss[-1][1]:.3f}" if progress.loss else ""
-            print(
+            self.tqdm.write(
                 f"{progress.seconds / 60:5.1f} min  epoch {progress.epochs:5.1f}{loss}"
-                f"  dev WER {wer:.1f} %, PER {per:.1f} %",
-                flush=True,
+                f"  dev WER {wer:.1f} %, PER {per:.1f} %"
             )
-        now = time.monotonic()
-        if self.terminal and now - self.drawn > 0.2:
-            self.drawn = now
-            done = round(min(share, 1.0) * self.WIDTH)
-            bar = "#" * done + "-" * (self.WIDTH - done)
-            speed = progress.tokens / max(progress.busy_seconds, 1e-9)
-            sys.stderr.write(
-                f"\r[{bar}] {progress.seconds / 60:.1f} of {self.minutes:g} min, "
-                f"epoch {progress.epochs:.1f}, {speed:,.0f} tokens/s "
-            )
-            sys.stderr.flush()
+            sys.stdout.flush()
+        speed = progress.tokens / max(progress.busy_seconds, 1e-9)
+        text = f"epoch {progress.epochs:.1f}, {speed:,.0f} tokens/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(min(share, 1.0) * (self.bar.total or 0) - self.bar.n)
 
     def clear(self) -> None:
-        """Take the bar off the terminal."""
-        if self.terminal and not self.quiet:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        """Take the bar off the terminal for good."""
+        self.bar.close()
 
 
 def published_table(own: Iterable[tuple[str, float]]) -> str:

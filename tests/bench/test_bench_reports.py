@@ -1,18 +1,20 @@
 """Schema, tables, plots, pages and comparisons, from a document with round numbers."""
 
 import copy
+import importlib.metadata
 import json
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import documents
 import pytest
+from matplotlib.text import Text
 
 from bench import compare, plot, report, results, tables
 from bench.__main__ import main
 from bench.cases import SUITES
 from bench.contestants import BASELINE, OURS
 from bench.targets import target
+from seqkernels import figures
 
 
 def test_published_results_keep_the_schema_and_their_reports_are_fresh():
@@ -33,17 +35,21 @@ def test_schema():
         change(wrong)
         return list(results.problems(wrong))
 
-    assert broken(lambda d: d.pop("why")) == ["$: no 'why'"]
-    assert broken(lambda d: d.update(extra=1)) == ["$: 'extra' is unknown"]
-    assert broken(lambda d: d["device"].update(threads=0)) == ["$.device.threads: 0 is below 1"]
-    assert broken(lambda d: d["device"].update(threads=True))[0].endswith("not of type integer")
+    assert broken(lambda d: d.pop("why")) == ["$: 'why' is a required property"]
+    assert broken(lambda d: d.update(extra=1)) == [
+        "$: Additional properties are not allowed ('extra' was unexpected)"
+    ]
+    assert broken(lambda d: d["device"].update(threads=0)) == [
+        "$.device.threads: 0 is less than the minimum of 1"
+    ]
+    assert broken(lambda d: d["device"].update(threads=True))[0].endswith("not of type 'integer'")
     assert broken(lambda d: d["results"][1].update(mode="both")) == [
-        "$.results[1].mode: 'both' is none of ['inference', 'training']"
+        "$.results[1].mode: 'both' is not one of ['inference', 'training']"
     ]
     assert broken(lambda d: d["results"][0]["contestants"][0]["error"].update(h_n=None)) == [
-        "$.results[0].contestants[0].error.h_n: None is not of type number or string"
+        "$.results[0].contestants[0].error.h_n: None is not of type 'number', 'string'"
     ]
-    assert broken(lambda d: d.update(schema=2)) == ["$: 2 is not 1".replace("$", "$.schema")]
+    assert broken(lambda d: d.update(schema=2)) == ["$.schema: 1 was expected"]
 
 
 def test_write_and_read(tmp_path):
@@ -53,7 +59,7 @@ def test_write_and_read(tmp_path):
     (path.parent / "other.json").write_text('{"tool": 1}')
     assert results.stored(tmp_path) == [path]
     wrong = documents.example() | {"suite": None}
-    with pytest.raises(ValueError, match=r"\$\.suite: None is not of type string"):
+    with pytest.raises(ValueError, match=r"\$\.suite: None is not of type 'string'"):
         results.write(wrong, tmp_path)
     path.write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match="breaks bench/schema.json"):
@@ -143,23 +149,51 @@ def test_every_decode_case_has_a_target():
     assert wanted == [1.8, 1.6, 8.0] * 2
 
 
+def panels_of(document):
+    """The axes of a document's plot, by their titles, drawn."""
+    with figures.style():
+        page = plot.figure(document)
+        page.draw_without_rendering()
+    return {axes.get_title(loc="left"): axes for axes in page.axes}
+
+
 def test_plot_places_points_on_a_logarithmic_axis():
+    panels = panels_of(documents.example())
+    inference, training = (panels[f"LSTM, {mode}"] for mode in ("inference", "training"))
+    assert inference.get_yscale() == "log" and inference.yaxis.get_transform().base == 2
+    (points,) = [line for line in inference.lines if line.get_linestyle() == "None"]
+    assert sorted(points.get_ydata()) == pytest.approx([0.5, 2.0])
+    assert [t.get_text() for t in inference.get_yticklabels()][:3] == ["0.25×", "0.5×", "1×"]
+    assert len([line for line in training.lines if line.get_linestyle() == "None"]) == 1
+
+
+def test_the_same_json_gives_the_same_text_without_a_date():
     text = plot.svg(documents.example())
-    root = ElementTree.fromstring(text)
-    width, height = float(root.get("width")), float(root.get("height"))
-    circles = root.findall(".//{*}circle")
-    for circle in circles:
-        assert 0 < float(circle.get("cx")) < width and 0 < float(circle.get("cy")) < height
-    # One in the legend, two in the panel of inference, one in that of training.
-    assert len(circles) == 4
-    base = plot._HEAD + plot._TOP
-    ticks = [t for t in root.findall(".//{*}text") if t.text in ("0.5×", "1×", "2×")][:3]
-    heights = {t.text: float(t.get("y")) - 4 for t in ticks}
-    twice, half = (float(c.get("cy")) for c in circles[1:3])
-    assert twice == pytest.approx(heights["2×"], abs=0.11)
-    assert half == pytest.approx(heights["0.5×"], abs=0.11)
-    assert min(heights.values()) >= base
-    assert plot.svg(documents.example()) == text
+    assert text == plot.svg(documents.example())
+    assert "dc:date" not in text and "Matplotlib v" not in text
+    source, version = figures.recorded(text)
+    assert source == plot.fingerprint(documents.example())
+    assert version == importlib.metadata.version("matplotlib")
+
+
+def texts_of(page):
+    """(text, its box in pixels) of everything written on a drawn figure."""
+    page.draw_without_rendering()
+    found = [t for t in page.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    return [(t.get_text(), t.get_window_extent()) for t in found]
+
+
+def assert_readable(page):
+    """No text leaves the page or lies on another."""
+    texts = texts_of(page)
+    assert len(texts) > 5
+    for i, (name, box) in enumerate(texts):
+        assert box.x0 >= 0 and box.y0 >= 0, name
+        assert box.x1 <= page.bbox.width and box.y1 <= page.bbox.height, name
+        for other, other_box in texts[:i]:
+            apart = box.x1 <= other_box.x0 or other_box.x1 <= box.x0
+            apart |= box.y1 <= other_box.y0 or other_box.y1 <= box.y0
+            assert apart, f"{name!r} lies on {other!r}"
 
 
 @pytest.mark.parametrize("modes", [("inference",), ("inference", "training")])
@@ -167,21 +201,33 @@ def test_titles_and_legend_stay_inside_the_plot(modes):
     names = [OURS, "seqkernels.native", "seqkernels.onednn", "torch.compile", "torch.nn.graph"]
     rows = [documents.contestant(name, 1e-3) for name in (BASELINE, *names)]
     document = documents.document(*(documents.result(*rows, mode=mode) for mode in modes))
-    root = ElementTree.fromstring(plot.svg(document))
-    width, height = float(root.get("width")), float(root.get("height"))
-    taken = {}
-    for text in root.findall(".//{*}text"):
-        # Helvetica's letters are half as wide as the font is high, a little more when bold.
-        size, bold = float(text.get("font-size")), text.get("font-weight") == "600"
-        long = len(text.text or "") * size * (0.53 if bold else 0.5)
-        share = {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
-        left, y = float(text.get("x")) - share * long, float(text.get("y"))
-        assert left >= 0 and left + long <= width and y < height, text.text
-        if y < plot._HEAD + 3 * plot._LINE:
-            for other in taken.setdefault(y, []):
-                assert left >= other[1] or left + long <= other[0], text.text
-            taken[y].append((left, left + long))
-    assert {"torch.nn", "target", *names[1:]} <= {t.text for t in root.findall(".//{*}text")}
+    with figures.style():
+        page = plot.figure(document)
+        assert_readable(page)
+    assert {"torch.nn", "target", *names[1:]} <= {text for text, _ in texts_of(page)}
+
+
+@pytest.mark.parametrize("path", results.stored(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_published_plots_are_readable(path):
+    with figures.style():
+        assert_readable(plot.figure(results.read(path)))
+
+
+def test_a_plot_of_another_matplotlib_is_judged_by_its_data(tmp_path):
+    root = _repository(tmp_path)
+    report.write(root)
+    path = root / "bench/results/test-cpu-9000-2t/cpu.svg"
+    drawn = path.read_text()
+    version = figures.recorded(drawn)[1]
+    other = drawn.replace(f"matplotlib {version}", "matplotlib 1.0").replace("<path", "<path ")
+    path.write_text(other)
+    assert report.stale(root) == [] and report.write(root) == []
+    source = figures.recorded(drawn)[0]
+    wrong = other.replace(source, "of data 0"), drawn.replace("<path", "<path "), ""
+    for text in wrong:
+        path.write_text(text)
+        assert report.stale(root) == [f"{path.relative_to(root)} is not what its JSON says"]
+    assert report.write(root) == [path] and path.read_text() == drawn
 
 
 def _repository(root: Path) -> Path:

