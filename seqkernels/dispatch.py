@@ -57,18 +57,6 @@ class Call(NamedTuple):
     backward_apart: str | None = None
 
 
-class Joined(NamedTuple):
-    """What runs several directions or layers in one launch.
-
-    Attributes:
-        backend: it has ops for them.
-        backward_apart: why the backward has a launch for each, or None where it shares one, too.
-    """
-
-    backend: "Backend"
-    backward_apart: str | None
-
-
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A schedule that can run one direction of one layer.
@@ -89,6 +77,18 @@ class Backend:
     can_run: Callable[[Call], str | None]
     summary: str
     joins: bool = False
+
+
+class Joined(NamedTuple):
+    """What runs several directions or layers in one launch.
+
+    Attributes:
+        backend: it has ops for them.
+        backward_apart: why the backward has a launch for each, or None where it shares one, too.
+    """
+
+    backend: Backend
+    backward_apart: str | None
 
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
