@@ -42,7 +42,7 @@ def table(case: Case, device: torch.device, effort: Effort) -> str:
 
 
 def explanation(case: Case, device: torch.device) -> str:
-    """The backend of every call of a training step, and why not those tried before it."""
+    """The backend of every call of a training step, and why those tried earlier do not run it."""
     import seqkernels
     from seqkernels import dispatch
 
@@ -51,7 +51,7 @@ def explanation(case: Case, device: torch.device) -> str:
         work.call(work.model(seqkernels), "training")()
     lines = [
         f"T={c.steps} N={c.batch} I={c.input_size} H={c.hidden_size}"
-        f"{' reversed' if c.reverse else ''}: {dispatch.explain_call(c, name)}"
+        f"{' reversed' if c.reverse else ''}: {' '.join(dispatch.explain_call(c, name))}"
         for c, name in calls
     ]
     return "\n".join(dict.fromkeys(lines))

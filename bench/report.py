@@ -1,7 +1,7 @@
 """Tables and plots in the repository, written from the committed JSON and from nothing else.
 
 In a Markdown file the text between `<!-- bench:NAME:begin -->` and `<!-- bench:NAME:end -->` is
-written here. NAME is a suite for its brief table, SUITE.full for the whole one with the plot,
+written here. NAME is a suite for its summary, SUITE.full for the whole one with the plot,
 `misses`, `predictions` of the headline suite, or for the pronunciation demo `g2p`, `g2p.full` and
 `g2p.speed`.
 """
@@ -119,7 +119,7 @@ def _block(name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]],
     for path, document in chosen.items():
         parts.append(tables.heading(document))
         if not form:
-            parts.append(tables.brief(document))
+            parts.append(tables.summary(document))
             continue
         plot = Path(os.path.relpath(path.with_suffix(".svg"), page.parent)).as_posix()
         parts += [

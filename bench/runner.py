@@ -199,7 +199,7 @@ def _admit(
 
 def _ran(calls: list) -> str | None:
     """Names of the backends of recorded calls; None if seqkernels was not called."""
-    names = (dispatch.explain_call(call, name).partition(":")[0] for call, name in calls)
+    names = (dispatch.choose(call, name).name for call, name in calls)
     return ", ".join(dict.fromkeys(names)) or None
 
 

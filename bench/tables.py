@@ -1,6 +1,7 @@
 """Markdown tables made from result documents alone."""
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def brief(document: dict) -> str:
     if any(_contended(r) for r in document["results"]):
         notes.append("\\* the machine was busy: the quickest quarter of the samples.")
     return "\n".join([_table(head, rows, left=2), "", " ".join(notes)])
+
+
+def summary(document: dict) -> str:
+    """One row per model: the median speed-up of its cases, the least and the greatest."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in document["results"]:
+        ratio = speed_up(result)
+        if ratio is not None:
+            modes = found.setdefault(model_name(result["case"]), {})
+            modes.setdefault(result["mode"], []).append(ratio)
+    modes = sorted({mode for of_model in found.values() for mode in of_model})
+    rows = [[name, *(_spread(own.get(mode, [])) for mode in modes)] for name, own in found.items()]
+    return _table(["model", *(f"{mode}: median (range)" for mode in modes)], rows, left=1)
 
 
 def full(document: dict) -> str:
@@ -252,6 +266,14 @@ def _ms(seconds: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
+
+
+def _spread(ratios: list[float]) -> str:
+    """Median, least and greatest of some speed-ups."""
+    if not ratios:
+        return ""
+    middle = _ratio(statistics.median(ratios))
+    return f"**{middle}** ({_ratio(min(ratios))[:-1]}–{_ratio(max(ratios))})"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,7 @@
-"""Launch plans for an H100 as tables: rewrites those of README.md and docs/cuda.md.
+"""Launch plans for an H100 as tables: rewrites those of docs/cuda.md.
 
 Plans are host code (csrc/cuda/plan.h), so no GPU is needed, and tests/cuda/test_plan.py compares
-the pages with what the extension says.
+the page with what the extension says.
 """
 
 import re
@@ -91,7 +91,8 @@ def capacity() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"shapes": ("README.md", shapes), "capacity": ("docs/cuda.md", capacity)}
+PAGE = ROOT / "docs" / "cuda.md"
+BLOCKS = {"shapes": shapes, "capacity": capacity}
 
 
 def block(name: str) -> re.Pattern:
@@ -100,13 +101,13 @@ def block(name: str) -> re.Pattern:
 
 
 def main() -> None:
-    """Rewrite both pages."""
-    for name, (page, table) in BLOCKS.items():
-        path = ROOT / page
-        text, count = block(name).subn(lambda m, t=table: m[1] + t() + m[3], path.read_text())
+    """Rewrite the page."""
+    text = PAGE.read_text()
+    for name, table in BLOCKS.items():
+        text, count = block(name).subn(lambda m, t=table: m[1] + t() + m[3], text)
         if count != 1:
-            raise SystemExit(f"{page} has {count} blocks called plans:{name}")
-        path.write_text(text)
+            raise SystemExit(f"{PAGE.name} has {count} blocks called plans:{name}")
+    PAGE.write_text(text)
 
 
 if __name__ == "__main__":

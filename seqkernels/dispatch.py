@@ -57,18 +57,6 @@ class Call(NamedTuple):
     backward_apart: str | None = None
 
 
-class Joined(NamedTuple):
-    """What runs several directions or layers in one launch.
-
-    Attributes:
-        backend: it has ops for them.
-        backward_apart: why the backward has a launch for each, or None where it shares one, too.
-    """
-
-    backend: "Backend"
-    backward_apart: str | None
-
-
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A schedule that can run one direction of one layer.
@@ -89,6 +77,18 @@ class Backend:
     can_run: Callable[[Call], str | None]
     summary: str
     joins: bool = False
+
+
+class Joined(NamedTuple):
+    """What runs several directions or layers in one launch.
+
+    Attributes:
+        backend: it has ops for them.
+        backward_apart: why the backward has a launch for each, or None where it shares one, too.
+    """
+
+    backend: Backend
+    backward_apart: str | None
 
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -393,24 +393,24 @@ def recording() -> Iterator[list[tuple[Call, str | None]]]:
         _record = previous
 
 
-def explain_call(call: Call, name: str | None = None) -> str:
-    """What would run `call`, and why not what stands before it."""
-    lines = []
+def explain_call(call: Call, name: str | None = None) -> list[str]:
+    """What runs `call` and why no other backend does, a sentence each."""
+    sentences = []
     name = name or _selected
     order = [named(name)] if name is not None else list(_order(call))
     for backend in order:
         reason = refusal(backend, call)
         if reason is None:
+            sentences.insert(0, f"It runs on {backend.name}: {backend.summary}.")
             waits = _triton_waits(call) if name is None and backend.name == "stepwise" else None
             if waits is not None:
-                lines.append(f"not triton: {waits}")
-            lines.append(f"{backend.name}: {backend.summary}")
+                sentences.append(f"triton was not used: {waits}.")
             if call.apart is not None:
-                lines.insert(0, f"a launch of its own: {call.apart}")
+                sentences.append(f"It has a launch of its own: {call.apart}.")
             if call.backward_apart is not None:
                 reason = call.backward_apart.removeprefix("in the backward, ")
-                lines.insert(0, f"a launch for each layer in the backward: {reason}")
+                sentences.append(f"In the backward each layer has a launch of its own: {reason}.")
             break
         if not backend.devices or call.device.type in backend.devices:
-            lines.append(f"not {backend.name}: {reason}")
-    return "; ".join(reversed(lines))
+            sentences.append(f"{backend.name} was not used: {reason}.")
+    return sentences

@@ -12,21 +12,30 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from . import dispatch
 
+# What a call has beside its sizes, in words.
+_OPTIONS = {
+    "training": "training",
+    "reverse": "reversed",
+    "packed": "packed input",
+    "lengths": "lengths",
+    "reset": "resets",
+    "c_sequence": "cell state of every step",
+}
+
 
 def _describe(call: dispatch.Call) -> str:
-    options = [
-        name
-        for name in ("training", "reverse", "packed", "lengths", "reset", "c_sequence")
-        if getattr(call, name)
-    ]
+    options = [words for name, words in _OPTIONS.items() if getattr(call, name)]
     if call.directions > 1:
         options.append("both directions in one launch")
     if call.layers > 1:
         shared = ", forward and backward" if call.training and call.backward_apart is None else ""
         options.append(f"{call.layers} layers in one launch{shared}")
     dtype = str(call.dtype).removeprefix("torch.")
-    sizes = f"T={call.steps} N={call.batch} I={call.input_size} H={call.hidden_size}"
-    return " ".join([call.cell, sizes, dtype, call.device.type, *options])
+    sizes = (
+        f"{call.steps} steps, batch size {call.batch}, input size {call.input_size}, "
+        f"hidden size {call.hidden_size}"
+    )
+    return ", ".join([f"{call.cell}: {sizes}, {dtype} on {call.device.type}", *options])
 
 
 def _fake(mode: FakeTensorMode, value):
@@ -53,9 +62,10 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
         keywords: its keyword arguments.
 
     Returns:
-        For every call of a layer in one direction, or of several in one launch, its cell, sizes,
-        dtype, device and options; the backend; why each backend tried before it cannot run the
-        call; and why directions or layers that could share a launch do not, or not in the backward.
+        A paragraph for every call of a layer in one direction, or of several in one launch. Its
+        first line is the call: cell, sizes, dtype, device and options. Then follow, a sentence a
+        line, the backend that runs it, why each backend that is tried earlier does not, and why
+        directions or layers that could share a launch do not.
 
     Raises:
         RuntimeError: a backend that the user has named cannot run a call, or the module does what
@@ -77,5 +87,5 @@ def explain(module: nn.Module, *inputs, **keywords) -> str:
     if not calls:
         return "no recurrent layer of seqkernels was called"
     return "\n".join(
-        f"{_describe(call)}\n  {dispatch.explain_call(call, name)}" for call, name in calls
+        "\n  ".join([_describe(call), *dispatch.explain_call(call, name)]) for call, name in calls
     )

@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqkernels import __main__, _extension, dispatch, info
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_info_names_every_backend(capsys):
+def test_info_names_every_backend_and_ends_with_what_to_do(capsys):
     assert __main__.main(["info"]) == 0
     printed = capsys.readouterr().out
     for name in dispatch.backends():
-        assert f"\n{name}" in printed
-    assert "compiled kernels" in printed
+        assert f"\n  {name}" in printed
+    facts, _, steps = printed.split("\n\n")
+    assert all(line.endswith(".") for line in facts.splitlines())
+    assert steps.startswith("What to do next:\n  - ") and "seqkernels.explain" in steps
 
 
 def test_unknown_command_is_refused(capsys):
@@ -32,10 +35,32 @@ def test_info_says_why_the_extension_is_missing(monkeypatch):
     monkeypatch.setattr(_extension, "C", None)
     monkeypatch.setattr(_extension, "REASON", "No module named 'seqkernels._C'")
     monkeypatch.setattr(_extension, "build_report", lambda: {"reason": "no compiler xyz"})
+    monkeypatch.setenv("CXX", "no-such-compiler")
     report = info.report()
-    assert "no compiler xyz" in report
-    assert "native             no: the compiled module is missing" in report
-    assert "reference          yes" in report
+    assert "The C++ kernels are not compiled: no compiler xyz." in report
+    assert "native      no: the compiled module is missing" in report
+    assert "reference   yes" in report
+    assert "What to do next:\n  - Install g++. Compile the kernels" in report
+
+
+class WithoutCuda:
+    """The extension, compiled without CUDA."""
+
+    with_cuda = False
+    compiler = "1.2.3"
+
+
+def test_info_says_how_to_use_a_gpu(monkeypatch):
+    monkeypatch.setattr(_extension, "C", WithoutCuda)
+    monkeypatch.setattr(_extension, "build_report", lambda: {"cuda_reason": "nobody asked"})
+    monkeypatch.setattr(info.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    report = info.report()
+    assert "The CUDA kernels are not compiled: nobody asked." in report
+    assert "Install a CUDA build of torch" in report
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert info.next_steps()[0].startswith("Compile the CUDA kernels for this GPU")
 
 
 def copy_of_sources(folder: Path) -> Path:

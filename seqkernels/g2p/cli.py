@@ -29,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cell", choices=("lstm", "gru"), default="gru")
     add("--hidden", type=_even, default=256, help="width of the decoder's state, even")
     add("--layers", type=_count, default=1, help="recurrent layers of encoder and decoder each")
-    add("--models", type=_count, default=2, help="models that average their probabilities")
+    add(
+        "--models",
+        type=_count,
+        help="models that average their probabilities; by default one for a short training, two "
+        "for a long one",
+    )
     add(
         "--attention",
         choices=("general", "dot", "additive", "none"),

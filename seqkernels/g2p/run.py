@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .budget import affordable_epochs, fit
 from .checkpoint import (
     Checkpoint,
     check_writable,
@@ -52,7 +53,7 @@ class Options:
     cell: str = "gru"
     hidden: int = 256
     layers: int = 1
-    models: int = 2
+    models: int | None = None
     attention: str = "general"
     library: str = "seqkernels"
     beam: int = 4
@@ -185,12 +186,21 @@ def _trainer(
             options.hidden,
             options.attention,
             layers=options.layers,
-            models=options.models,
+            models=options.models or 1,
         )
-        model = build_model(config, symbols, options.library).to(device)
         rate = LEARNING_RATES[config.cell]
         recipe = Recipe(options.minutes, options.seed, learning_rate=rate)
         batches = PairBatches(dictionary, split.train, symbols, recipe.batch_size)
+        if options.models is None:
+            speed = affordable_epochs(
+                config, symbols, batches, recipe, options.library, device, world
+            )
+            config = fit(config, speed)
+            report(
+                f"one model would see every word {speed:.1f} times in {options.minutes:g} minutes "
+                f"here: training {'one' if config.models == 1 else 'two together'}"
+            )
+        model = build_model(config, symbols, options.library).to(device)
         return Trainer(model, batches, recipe, world), symbols, config
     checkpoint = load_checkpoint(options.checkpoint)
     state = dict(checkpoint.progress)

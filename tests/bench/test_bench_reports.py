@@ -72,6 +72,12 @@ def test_brief_table():
     assert lines[3] == "| LSTM | 10, 4, 8, 32 | 2.00 | 4.00 | **0.50×** | 8.00 | refused |  |"
 
 
+def test_summary_has_the_median_and_the_range_of_a_model():
+    assert tables.summary(documents.example()).splitlines()[2:] == [
+        "| LSTM | **1.25×** (0.50–2.00×) | **1.60×** (1.60–1.60×) |"
+    ]
+
+
 def test_full_table_and_reasons():
     document = documents.example()
     rows = tables.full(document).splitlines()

@@ -163,7 +163,7 @@ def test_an_interrupted_training_keeps_its_last_step(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(Trainer, "step", interrupting)
     path = tmp_path / "model.safetensors"
-    arguments = [*QUICK_ARGUMENTS, "--minutes", "5", "--checkpoint", str(path)]
+    arguments = [*QUICK_ARGUMENTS, "--minutes", "5", "--models", "1", "--checkpoint", str(path)]
     handler = signal.getsignal(signal.SIGINT)
     assert main(arguments) == 130
     assert signal.getsignal(signal.SIGINT) is handler

@@ -11,7 +11,8 @@ import seqkernels
 def test_it_names_the_backend_of_every_call():
     layer = seqkernels.GRU(5, 6, 2, bidirectional=True)
     text = seqkernels.explain(layer, torch.randn(4, 3, 5))
-    assert text.count("gru T=4 N=3") == 4 and text.count("native") == 4
+    assert text.count("gru: 4 steps, batch size 3") == 4
+    assert text.count("It runs on native: C++ kernels") == 4
 
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
@@ -20,8 +21,9 @@ def test_packed_input(enforce_sorted):
     rows = [torch.randn(5, 4), torch.randn(3, 4)]
     packed = pack_sequence(rows if enforce_sorted else rows[::-1], enforce_sorted=enforce_sorted)
     text = seqkernels.explain(layer, packed)
-    assert text.count("lstm T=5 N=2 I=4 H=5 float32 cpu training") == 2
-    assert text.count("lstm T=5 N=2 I=10") == 2 and text.count("packed") == 4
+    first = "lstm: 5 steps, batch size 2, input size 4, hidden size 5, float32 on cpu, training"
+    assert text.count(first) == 2 and text.count("packed input") == 4
+    assert text.count("lstm: 5 steps, batch size 2, input size 10") == 2
 
 
 def test_packed_input_with_a_state_in_a_model():
@@ -35,7 +37,7 @@ def test_packed_input_with_a_state_in_a_model():
 
     packed = pack_sequence([torch.randn(3, 4), torch.randn(5, 4)], enforce_sorted=False)
     text = seqkernels.explain(Model(), packed, state=torch.zeros(1, 2, 5))
-    assert text.startswith("gru T=5 N=2")
+    assert text.startswith("gru: 5 steps, batch size 2")
 
 
 def test_a_model_that_packs_says_why_it_cannot_be_explained():

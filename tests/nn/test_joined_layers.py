@@ -179,7 +179,7 @@ def test_explain_says_what_shares_a_launch():
     ops(**DEVICE, processors=3)
     text = seqkernels.explain(layer, x)
     assert text.count("persistent:") == 2
-    assert text.count("a launch of its own: ") == 2
+    assert text.count("It has a launch of its own: ") == 2
 
 
 def test_a_backward_that_is_slower_together_takes_a_launch_each(persistent_on_the_cpu):
@@ -189,7 +189,7 @@ def test_a_backward_that_is_slower_together_takes_a_launch_each(persistent_on_th
     ops(**DEVICE, shared_per_block=26 << 10)
     text = seqkernels.explain(modules.ours, x.float())
     assert "3 layers in one launch\n" in text
-    assert "a launch for each layer in the backward: launches of their own are estimated" in text
+    assert "each layer has a launch of its own: launches of their own are estimated" in text
     assert_same(modules, x, state("LSTM", (3,), 37, layers=3))
     assert forwards(persistent_on_the_cpu) == ["layers"]
     assert backwards(persistent_on_the_cpu) == ["sequence"] * 3
