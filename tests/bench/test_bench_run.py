@@ -54,6 +54,7 @@ def test_list_names_every_suite(capsys):
         assert suite.name in out and suite.why in out
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_about_what_the_backward_keeps():
     case = Case("lstm", 64, 64, 128, 256)
     found = memory.peak(case, "training", BASELINE, CPU)
@@ -101,6 +102,7 @@ def test_floor_of_a_gpu_is_its_exchanges():
     assert on_cpu == roofline.cost(case, "inference").flops / 1e18
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("step", "changed"),
     [

@@ -12,6 +12,8 @@ import seqkernels
 from seqkernels.cells import CELLS
 from seqkernels.ops import get
 
+pytestmark = pytest.mark.needs("headers")
+
 TORCH_PRECISION = torch.backends.cudnn.rnn.fp32_precision
 LAYERS = {
     "both directions": {"bidirectional": True},
