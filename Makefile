@@ -21,7 +21,7 @@ endif
 # Two threads for each worker on any machine: kernels that share their work need whom to share it
 # with. A test that hangs fails after 15 minutes.
 PYTEST = OMP_NUM_THREADS=2 PYTEST_TIMEOUT=900 $(PY) -m pytest -q -n auto --maxprocesses 8 \
-	--dist loadgroup --no-loadscope-reorder tests
+	--dist loadscope --no-loadscope-reorder tests
 
 .PHONY: demo test test-all build lint bench gpu gpu-build clean
 

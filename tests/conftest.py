@@ -33,7 +33,7 @@ def is_quick(config) -> bool:
     return "not exhaustive" in config.getoption("markexpr")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and xdist reads groups
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config, items):
     tiers.mark_exhaustive(items)
     tiers.arrange(items)
@@ -58,6 +58,17 @@ def pytest_sessionfinish(session):
         session.config.workeroutput["left_out"] = {
             name: dict(counts) for name, counts in session.config.stash[LEFT_OUT].items()
         }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return tiers.unit(nodeid)
+
+    return ByUnit(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -39,8 +39,9 @@ NEEDS = {
     "triton": ("Triton", lambda: None if find_spec("triton") else "triton is not installed"),
 }
 
-# What takes longest begins first: paths begin so. A file's tests run one after another on one
-# worker, unless they have an `xdist_group` of their own.
+# Files whose tests of different parameters have nothing in common and take long.
+SPLIT = ("test_triton_compile.py", "test_triton_interpreter.py", "test_cpu_isa.py", "test_alone.py")
+# What takes longest begins first: paths begin so.
 LONGEST_FIRST = (
     "triton/test_triton_compile",
     "emulator/test_emulated_joined",
@@ -105,11 +106,15 @@ def _turn(item: pytest.Item) -> int:
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Order tests, and keep those of a file together on one worker."""
+    """Begin with what takes longest."""
     items.sort(key=_turn)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def unit(nodeid: str) -> str:
+    """What stays together on one worker: a file's tests, of some files those of one parameter."""
+    path, _, name = nodeid.partition("::")
+    _, _, parameters = name.partition("[")
+    return f"{path}[{parameters}" if path.endswith(SPLIT) else path
 
 
 def kind(item: pytest.Item) -> str:

@@ -135,6 +135,7 @@ def test_a_compiled_loop_has_no_projection():
         compiled.build(Workload(case, CPU), "inference")
 
 
+@pytest.mark.exhaustive
 def test_peers_say_why_they_cannot_run():
     suite = Suite("tiny", "Peers.", (replace(TINY, modes=("inference",)),))
     names = ("flashrnn", "haste", "torchrl")
@@ -155,6 +156,7 @@ def test_no_case_begins_after_the_deadline():
         assert not list(results.problems(document))
 
 
+@pytest.mark.exhaustive
 def test_a_run_bounded_in_time_is_not_published(monkeypatch, tmp_path, capsys):
     """Not even one that leaves nothing out; a suite without time for a case leaves no file."""
     monkeypatch.setattr(results, "BENCH", tmp_path / "bench")

@@ -121,6 +121,7 @@ def test_outputs_changed_in_place_are_noticed_or_allowed():
             module(torch.randn(4, 3, 5))[0].relu_()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
     torch._dynamo.reset()  # other tests have compiled the same function for other modules

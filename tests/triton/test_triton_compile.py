@@ -28,7 +28,7 @@ PARTS = [(90, 0, 4), (80, 0, 0), (100, 0, 0), (90, 4, 0)]
 
 
 def ahead(*arguments, **environment: str) -> list[str]:
-    """Lines that ahead.py prints. Triton keeps what it has compiled, by the content of all of it."""
+    """Lines that ahead.py prints. Triton keeps what it compiles, by the content of all of it."""
     environment = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton"), **os.environ, **environment}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, FOLDER / "ahead.py", *map(str, arguments)]
@@ -43,10 +43,8 @@ def share(arch: int) -> tuple[int, int]:
 
 
 def part(arch: int, begin: int, end: int):
-    """A part as a parameter: its tests stay on one worker, where it is compiled once."""
-    marks = [pytest.mark.xdist_group(f"sm_{arch} from {begin}")]
-    if (arch, begin, end) != PARTS[0]:
-        marks.append(pytest.mark.exhaustive)
+    """A part as a parameter; `make test` takes the first."""
+    marks = [] if (arch, begin, end) == PARTS[0] else [pytest.mark.exhaustive]
     return pytest.param((arch, begin, end), marks=marks, id=f"sm_{arch}-{begin}-{end or ''}")
 
 

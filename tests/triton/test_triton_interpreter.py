@@ -30,21 +30,15 @@ def run(suite: str) -> subprocess.CompletedProcess:
     )
 
 
-def each_alone(*suites: str, quick: tuple[str, ...] = ()) -> list:
-    """Suites as parameters, any of which may run beside the others."""
+def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
+    """Suites as parameters; `make test` takes the quick ones."""
     return [
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xdist_group(f"interpreted {name}"),
-                *([] if name in quick else [pytest.mark.exhaustive]),
-            ],
-        )
-        for name in suites
+        pytest.param(name, marks=[] if name in quick else [pytest.mark.exhaustive])
+        for name in names
     ]
 
 
-@pytest.mark.parametrize("suite", each_alone(*SUITES, quick=("cells", "chosen")))
+@pytest.mark.parametrize("suite", suites(*SUITES, quick=("cells", "chosen")))
 def test_kernels_match_the_reference(suite):
     done = run(suite)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -54,7 +48,7 @@ def test_a_guard_page_ends_a_kernel_that_writes_beyond():
     assert run("beyond").returncode == -signal.SIGSEGV
 
 
-@pytest.mark.parametrize("suite", each_alone(*RACES))
+@pytest.mark.parametrize("suite", suites(*RACES))
 def test_an_exchange_without_waiting_is_found(suite):
     done = run(suite)
     assert done.returncode == 1
