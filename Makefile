@@ -7,6 +7,7 @@ GPU_PYTHON ?= python3.12
 SUITE ?= cpu
 MINUTES ?= 5
 CALL ?= first
+CUDA_HOME ?= /usr/local/cuda
 export OMP_WAIT_POLICY ?= passive
 
 ifdef PYTHON
@@ -17,14 +18,28 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 
-.PHONY: demo test build lint bench gpu gpu-build clean
+# Two threads for each worker on any machine: kernels that share their work need whom to share it
+# with. A test that hangs fails after 15 minutes.
+PYTEST = OMP_NUM_THREADS=2 PYTEST_TIMEOUT=900 $(PY) -m pytest -q -n auto --maxprocesses 8 \
+	--dist loadscope --no-loadscope-reorder tests
+
+.PHONY: demo test test-all build lint bench gpu gpu-build clean
 
 demo: $(READY)
 	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
 
-# A test that hangs fails after 15 minutes, where pytest-timeout is installed.
+# Every kind of test on few of its parameters; it says what it leaves out.
 test: $(READY)
-	PYTEST_TIMEOUT=900 $(PY) -m pytest -q tests
+	$(PYTEST) -m "not exhaustive"
+
+# Every test, on a build with the CUDA kernels where nvcc is.
+test-all: $(READY)
+ifneq ($(wildcard $(CUDA_HOME)/bin/nvcc),)
+	SEQKERNELS_CUDA=1 $(PY) setup.py -q build_ext --inplace
+else
+	@echo "NOT EVERYTHING WILL BE TESTED: there is no nvcc in $(CUDA_HOME)/bin (CUDA_HOME names the toolkit)"
+endif
+	$(PYTEST)
 
 build: $(if $(PYTHON),,$(READY))
 	$(PY) setup.py -q build_ext --inplace

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
@@ -10,7 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path[:0] = [str(Path(__file__).parent / name) for name in (".", "emulator", "cuda")]
 
 import pytest  # noqa: E402
+import tiers  # noqa: E402
 import torch  # noqa: E402
+
+LEFT_OUT = pytest.StashKey[dict[str, Counter]]()
 
 
 def pytest_addoption(parser):
@@ -20,8 +24,62 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.stash[LEFT_OUT] = {"exhaustive": Counter(), "unmet": Counter()}
     if config.getoption("--require-cuda"):
         os.environ["SEQKERNELS_REQUIRE_CUDA"] = "1"
+
+
+def is_quick(config) -> bool:
+    return "not exhaustive" in config.getoption("markexpr")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config, items):
+    tiers.mark_exhaustive(items)
+    tiers.arrange(items)
+    left_out, kept, unmet = config.stash[LEFT_OUT], [], []
+    for item in items:
+        if is_quick(config) and item.get_closest_marker("exhaustive"):
+            left_out["exhaustive"][tiers.kind(item)] += 1
+            kept.append(item)  # pytest itself leaves these out
+        elif need := tiers.lacks(item):
+            left_out["unmet"][need] += 1
+            unmet.append(item)
+        else:
+            kept.append(item)
+    items[:] = kept
+    if unmet:
+        config.hook.pytest_deselected(items=unmet)
+
+
+def pytest_sessionfinish(session):
+    """Under xdist only the workers know what was collected; all know the same."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = {
+            name: dict(counts) for name, counts in session.config.stash[LEFT_OUT].items()
+        }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return tiers.unit(nodeid)
+
+    return ByUnit(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for name, counts in getattr(node, "workeroutput", {}).get("left_out", {}).items():
+        node.config.stash[LEFT_OUT][name] = Counter(counts)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for text, warning in tiers.paragraphs(**config.stash[LEFT_OUT], quick=is_quick(config)):
+        terminalreporter.write_line(text, red=warning, bold=warning)
 
 
 @pytest.fixture(autouse=True)

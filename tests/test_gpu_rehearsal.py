@@ -13,6 +13,8 @@ from bench import report, results
 from bench.gpu import calls, publish
 from bench.gpu.protocol import records
 
+pytestmark = pytest.mark.exhaustive
+
 ROOT = Path(__file__).resolve().parent.parent
 # A case that hangs, one that takes its process with it, one after which the device is lost.
 FAULTS = {

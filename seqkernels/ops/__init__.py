@@ -23,6 +23,7 @@ differentiable to any order.
 from .. import _extension
 from ..cells import CELLS
 from .cell import register_cell
+from .embedded import register_lookup
 from .joined import register_joined, register_joined_layer
 from .layer import register_layer
 from .registry import defined, get
@@ -39,6 +40,7 @@ for _spec in CELLS.values():
         register_sequence(_spec, "")
         register_sequence(_spec, "_persistent")
         register_joined(_spec, "_persistent")
+        register_lookup(_spec)
         if _spec.pointwise:
             register_cell(_spec, "")
             register_step(_spec)

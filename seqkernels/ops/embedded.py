@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from .. import _extension
 from ..cells import CELLS, CellSpec
 from .layer import second_order
 from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
@@ -24,7 +23,8 @@ from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 EMBEDDED: dict[str, Callable] = {}
 
 
-def _register_lookup(spec: CellSpec) -> None:
+def register_lookup(spec: CellSpec) -> None:
+    """Register the fake of `<cell>_lookup`, which has no derivative of its own."""
     name = f"{spec.name}_lookup"
 
     def fake(gates, symbols, weight_hh, bias_hh, h_0, c_0, lengths, reverse):
@@ -99,6 +99,4 @@ def _define(spec: CellSpec) -> None:
 
 
 for _spec in CELLS.values():
-    if _extension.C is not None:
-        _register_lookup(_spec)
     _define(_spec)

@@ -22,7 +22,7 @@ from seqkernels import _extension
 
 ROOT = Path(__file__).resolve().parents[2]
 # Only what plans need: an H100.
-H100 = SimpleNamespace(plan=_extension.C.plan)
+H100 = SimpleNamespace(plan=lambda *shape, **options: _extension.C.plan(*shape, **options))
 
 
 def measured(length: int, **medians: float) -> dict:
@@ -89,6 +89,7 @@ def test_there_may_be_nothing_to_tell(path, tmp_path):
     ]
 
 
+@pytest.mark.needs("cuda_build")
 def test_predictions_are_those_of_the_plans():
     known = {case.id: case for case in ratios.SUITE.cases}
     for case in (known[name] for name in known if "T512" in name):
@@ -127,6 +128,8 @@ triton.compile(source, target=GPUTarget("cuda", 90, 32))
 """
 
 
+@pytest.mark.exhaustive
+@pytest.mark.needs("triton")
 def test_compilations_are_signs_of_life(tmp_path):
     """A stage that compiles is not silent; in a process of its own, without an interpreter."""
     program = tmp_path / "compiles.py"
@@ -182,6 +185,7 @@ def test_alive_keeps_the_worst_of_every_quantity_and_fails_with_what_was_found()
     assert alive.checked(lambda: None)["reason"] == "nothing was compared"
 
 
+@pytest.mark.needs("cuda_build")
 def test_alive_demands_the_exchange_that_a_case_is_named_after():
     case = alive.Case(8, 16, 512)
     alive.takes(H100, "cluster", False, ("lstm", "float16", case))

@@ -54,6 +54,7 @@ def test_list_names_every_suite(capsys):
         assert suite.name in out and suite.why in out
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_about_what_the_backward_keeps():
     case = Case("lstm", 64, 64, 128, 256)
     found = memory.peak(case, "training", BASELINE, CPU)
@@ -101,6 +102,7 @@ def test_floor_of_a_gpu_is_its_exchanges():
     assert on_cpu == roofline.cost(case, "inference").flops / 1e18
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("step", "changed"),
     [
@@ -133,6 +135,7 @@ def test_a_compiled_loop_has_no_projection():
         compiled.build(Workload(case, CPU), "inference")
 
 
+@pytest.mark.exhaustive
 def test_peers_say_why_they_cannot_run():
     suite = Suite("tiny", "Peers.", (replace(TINY, modes=("inference",)),))
     names = ("flashrnn", "haste", "torchrl")
@@ -153,6 +156,7 @@ def test_no_case_begins_after_the_deadline():
         assert not list(results.problems(document))
 
 
+@pytest.mark.exhaustive
 def test_a_run_bounded_in_time_is_not_published(monkeypatch, tmp_path, capsys):
     """Not even one that leaves nothing out; a suite without time for a case leaves no file."""
     monkeypatch.setattr(results, "BENCH", tmp_path / "bench")

@@ -71,6 +71,7 @@ def test_cpu_timer_measures_work():
     assert seconds > 0 and torch.equal(result, a @ a)
 
 
+@pytest.mark.exhaustive
 def test_calibration_is_of_this_machine():
     rates = calibrate(torch.device("cpu"), CpuTimer())
     # Between a very old core and a very large machine.

@@ -53,6 +53,7 @@ def test_model_of_a_user(capsys):
     assert out.count(f"{OURS}.native") == 2 and "native: " in out.splitlines()[-1]
 
 
+@pytest.mark.exhaustive
 def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path):
     path = tmp_path / "out.json"
     only = "lstm-T50-N1-I64-H64"

@@ -34,14 +34,14 @@ def compile_with_nvcc(architecture: str, output: Path, *flags: str) -> str:
     return done.stderr
 
 
-if NVCC.exists():
-
-    @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
-    def test_compiles(architecture, tmp_path):
-        report = compile_with_nvcc(architecture, tmp_path / "golden.cubin", "-cubin", SOURCES[0])
-        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
-        assert len(spills) >= 15 and set(spills) == {("0", "0")}
-        assert "warning" not in report, report
+@pytest.mark.exhaustive
+@pytest.mark.needs("nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+def test_compiles(architecture, tmp_path):
+    report = compile_with_nvcc(architecture, tmp_path / "golden.cubin", "-cubin", SOURCES[0])
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert len(spills) >= 15 and set(spills) == {("0", "0")}
+    assert "warning" not in report, report
 
 
 # Each wrapper's instruction in sm_90 machine code: 128-bit accesses are one access, copies and
@@ -67,16 +67,17 @@ INSTRUCTIONS = (
     "SR_CLOCKLO",
 )
 
-if NVCC.exists() and NVDISASM and NVDISASM.exists():
 
-    def test_instructions(tmp_path):
-        cubin = tmp_path / "golden.cubin"
-        compile_with_nvcc("sm_90a", cubin, "-cubin", SOURCES[0])
-        done = subprocess.run(
-            [str(NVDISASM), "-c", str(cubin)], capture_output=True, text=True, check=True
-        )
-        missing = [name for name in INSTRUCTIONS if name not in done.stdout]
-        assert not missing, missing
+@pytest.mark.exhaustive
+@pytest.mark.needs("nvcc", "triton")
+def test_instructions(tmp_path):
+    cubin = tmp_path / "golden.cubin"
+    compile_with_nvcc("sm_90a", cubin, "-cubin", SOURCES[0])
+    done = subprocess.run(
+        [str(NVDISASM), "-c", str(cubin)], capture_output=True, text=True, check=True
+    )
+    missing = [name for name in INSTRUCTIONS if name not in done.stdout]
+    assert not missing, missing
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ import re
 import subprocess
 
 import pytest
-from cubins import kernels, nvcc, tool
+from cubins import kernels, tool
+
+pytestmark = [pytest.mark.needs("nvcc"), pytest.mark.exhaustive]
 
 ARCHS = ("80", "90a", "100a")
 CELLS = ("cell.cu", "cell_reset_before.cu", "runtime.cu")
@@ -22,21 +24,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cubins")
 
 
-def test_the_toolkit_is_where_the_tests_run():
-    """Without nvcc the extension has no CUDA part and there is nothing to look at."""
-    from seqkernels import _extension
-
-    assert nvcc() is not None or not _extension.C.with_cuda
-
-
-def compiled(source, arch, folder):
-    return kernels(source, arch, folder) if nvcc() else []
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", CELLS + DECODE + PERSISTENT)
 def test_nothing_spills(source, arch, folder):
-    for kernel in compiled(source, arch, folder):
+    for kernel in kernels(source, arch, folder):
         assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes of stack"
         assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled"
         local = kernel.instructions["LDL"] + kernel.instructions["STL"]
@@ -46,7 +37,7 @@ def test_nothing_spills(source, arch, folder):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", PERSISTENT)
 def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
-    for kernel in compiled(source, arch, folder):
+    for kernel in kernels(source, arch, folder):
         assert kernel.registers <= REGISTERS - 1, kernel.name
         assert kernel.shared == 0, f"{kernel.name}: the plan counts dynamic shared memory alone"
         product = kernel.instructions["HMMA"]
@@ -61,18 +52,18 @@ def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
 @pytest.mark.parametrize("source", PERSISTENT)
 def test_one_kernel_for_each_cell_and_direction(source, folder):
     """Each backward twice: of one layer or both directions, and of stacked layers."""
-    if nvcc():
-        # Of strict float32 forward and backward lie in files of their own.
-        count = 5 if source.startswith("stacked") or "float32" in source else 10
-        assert len(compiled(source, "90a", folder)) == count
+    # Of strict float32 forward and backward lie in files of their own.
+    count = 5 if source.startswith("stacked") or "float32" in source else 10
+    assert len(kernels(source, "90a", folder)) == count
 
 
+@pytest.mark.needs("cuda_build")
 def test_newer_devices_find_code_to_compile():
     """PTX beside the machine code, where the build asks for it."""
     from seqkernels import _extension
 
     wanted = re.findall(r"(\d+)\+PTX", _extension.C.cuda_archs)
-    if nvcc() and wanted:
+    if wanted:
         command = [tool("cuobjdump"), "-lptx", _extension.C.__file__]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert all(f"sm_{arch}.ptx" in listed for arch in wanted), listed
@@ -80,6 +71,6 @@ def test_newer_devices_find_code_to_compile():
 
 def test_cell_kernels_move_whole_vectors(folder):
     """Float32 by 16 bytes and 16-bit types by 8: the widest of V = 4."""
-    for kernel in compiled("cell.cu", "90a", folder):
+    for kernel in kernels("cell.cu", "90a", folder):
         assert kernel.instructions["LDG"] > 0
         assert kernel.registers <= 64, f"{kernel.name}: {kernel.registers} registers"

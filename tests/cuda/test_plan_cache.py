@@ -44,10 +44,9 @@ def test_devices_that_no_kernel_can_run_on_say_why(said):
     assert old_driver == "there is no usable GPU: of a test"
 
 
+@pytest.mark.needs("cuda_build")
 def test_what_the_dispatcher_is_told_of_the_device():
     """Without a usable GPU the same reason for every backend of the CUDA kernels."""
-    if not _extension.C.with_cuda:
-        return
     reason = _extension.C.device_refusal()
     call = dispatch.Call("lstm", torch.device("cuda"), torch.float16, 8, 4, 16, 16)
     for name in ("stepwise", "persistent"):

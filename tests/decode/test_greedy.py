@@ -143,7 +143,10 @@ def test_inside_a_parallel_caller():
         assert torch.equal(call.result().tokens, expected)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "isa",
+    ["baseline", *(pytest.param(isa, marks=pytest.mark.exhaustive) for isa in ("avx2", "avx512"))],
+)
 def test_every_instruction_set(isa):
     """In its own process: the set is chosen once, or the best where the processor lacks it."""
     script = (

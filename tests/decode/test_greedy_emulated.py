@@ -5,6 +5,8 @@ import torch
 from decoders import CELLS, Decoder, Sizes, clear_decoder, step_loop
 from tolerance import assert_parity
 
+pytestmark = pytest.mark.needs("headers")
+
 SIZES = {
     "one-block": Sizes(1, 3, 5, 7, 1),
     "one-row": Sizes(1, 6, 20, 70, 2),
@@ -100,6 +102,7 @@ def test_odd_logits_as_argmax_has_them(bias):
     torch.testing.assert_close(log_probs, expected, equal_nan=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_clean_under_a_sanitizer(sanitizer):
     import emulator

@@ -1,7 +1,9 @@
 """Copies of the kernels' headers with one text replaced: a planted bug."""
 
+import contextlib
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +29,17 @@ def altered(bug: Replacement) -> Path:
     headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.h")]
     key = hashlib.sha256(text.encode() + b"".join(h.read_bytes() for h in sorted(headers)))
     tree = CACHE / f"altered-{key.hexdigest()[:20]}"
+    if tree.exists():
+        return tree
+    CACHE.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=CACHE))
     for header in headers:
-        copy = tree / header.relative_to(ROOT)
+        copy = part / header.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(header, copy)
-    (tree / "csrc" / "cuda" / bug.file).write_text(text)
+    (part / "csrc" / "cuda" / bug.file).write_text(text)
+    with contextlib.suppress(OSError):  # another process was first
+        part.rename(tree)
     return tree
 
 

@@ -6,24 +6,21 @@
 
 import contextlib
 import functools
-import hashlib
-import shlex
 import sysconfig
 from pathlib import Path
 
 import torch
 from emulator import (
-    CACHE,
     CORE,
+    CORE_FLAGS,
     FLAGS,
     HERE,
     ROOT,
     SCHEDULES,
     _headers,
-    _make,
-    _object,
-    compiler,
+    compile_objects,
     cuda_home,
+    link,
 )
 from emulator import Library as EmulatorLibrary
 
@@ -44,17 +41,14 @@ def _library() -> Path:
     own = headers + b"".join(b.read_bytes() for b in (ROOT / "csrc").rglob("*.cpp"))
     own += torch.__version__.encode()
     kernel_includes = [*includes[:3], f"-I{cuda_home() / 'include'}"]
-    objects = [_object(k, [*FLAGS, *kernel_includes], headers) for k in KERNELS]
-    objects += [_object(HERE / f"{c}.cpp", [*FLAGS, *kernel_includes], headers) for c in CORE]
-    objects += [_object(b, flags, own) for b in BINDINGS]
+    jobs = [(k, [*FLAGS, *kernel_includes], headers) for k in KERNELS]
+    jobs += [(HERE / f"{c}.cpp", [*CORE_FLAGS, *kernel_includes], headers) for c in CORE]
+    jobs += [(b, flags, own) for b in BINDINGS]
     # Not the stable ABI: torch's allocators are no part of it.
-    objects.append(_object(HERE / "guarded_torch.cpp", [*FLAGS, *includes], own))
-    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
-    output = CACHE / f"ops-{key}.so"
-    if not output.exists():
-        link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu"]
-        _make([shlex.split(compiler()[-1])[0], *map(str, objects), *link, "-lc10"], output)
-    return output
+    jobs.append((HERE / "guarded_torch.cpp", [*FLAGS, *includes], own))
+    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    flags = ["-shared", "-Wl,-Bsymbolic", *libraries]
+    return link(compile_objects(jobs), "ops", ".so", flags)
 
 
 @functools.cache

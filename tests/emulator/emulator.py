@@ -9,6 +9,7 @@ become pointers: they are copied to memory that ends at a guard page, and copied
 """
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -34,11 +35,13 @@ CORE += ["guarded_memory"]
 SCHEDULES = ("round robin", "shuffled", "depth first")
 
 # What every object is compiled with. A kernel's uninitialised registers hold a pattern, not zeros.
-FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DSK_EMULATE", "-ftrivial-auto-var-init=pattern"]
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-DSK_EMULATE", "-ftrivial-auto-var-init=pattern"]
+# Most of a run's time is spent in the core, most of a build's time on the kernels.
+CORE_FLAGS = [*FLAGS, "-O2"]
 SANITIZERS = {
     None: ([], []),
     # The core is never instrumented: it only learns which sanitizer watches the kernels.
-    "address": (["-DEMU_ASAN"], ["-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]),
+    "address": (["-DEMU_ASAN"], ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]),
     # g++ instruments calls of memset and memcpy, but not all of those that it expands inline.
     "thread": (
         ["-DEMU_TSAN"],
@@ -279,26 +282,61 @@ def _headers(tree: Path = ROOT) -> bytes:
     return b"".join(f.read_bytes() for f in sorted(files))
 
 
-def _make(command: list[str], output: Path) -> Path:
-    """Run a compiler into a temporary name, then move: other processes may build the same."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        part = Path(folder, output.name)
-        done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, cwd=ROOT)
-        if done.returncode:
-            raise EmulatorError(f"{shlex.join(command)}\n{done.stderr[-6000:]}")
-        part.replace(output)
-    return output
+def _make(command: list[str], output: Path, wait: bool = True) -> None:
+    """Run a compiler unless its output is there; only one process at a time makes it.
 
-
-def _object(source: Path, flags: list[str], headers: bytes) -> Path:
-    beside = b"".join(h.read_bytes() for h in sorted(source.parent.glob("*.h")))
-    content = repr(flags).encode() + source.read_bytes() + headers + beside
-    key = hashlib.sha256(content).hexdigest()[:20]
-    output = CACHE / f"{source.stem}-{key}.o"
+    Args:
+        command: the compiler and its arguments, without the output.
+        output: what it writes.
+        wait: for another process that makes it, or leave it to that one.
+    """
     if output.exists():
-        return output
-    return _make([*compiler(), *flags, "-x", "c++", "-c", str(source)], output)
+        return
+    locks = output.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / output.name, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
+        if output.exists():
+            return
+        # Written elsewhere and then moved: a run that is stopped leaves no half of it.
+        with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+            part = Path(folder, output.name)
+            line = [*command, "-o", str(part)]
+            done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+            if done.returncode:
+                raise EmulatorError(f"{shlex.join(command)}\n{done.stderr[-6000:]}")
+            part.replace(output)
+
+
+def compile_objects(jobs: Sequence[tuple[Path, list[str], bytes]]) -> list[Path]:
+    """Objects of sources, as many at a time as there are processors.
+
+    Args:
+        jobs: (source, flags, content of the headers that it includes beside those next to it).
+    """
+    made = []
+    for source, flags, headers in jobs:
+        beside = b"".join(h.read_bytes() for h in sorted(source.parent.glob("*.h")))
+        content = repr(flags).encode() + source.read_bytes() + headers + beside
+        output = CACHE / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:20]}.o"
+        made.append(([*compiler(), *flags, "-x", "c++", "-c", str(source)], output))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # First what no other process is at, then the rest: two processes share the work.
+        for wait in (False, True):
+            list(pool.map(lambda command: _make(*command, wait=wait), made))  # noqa: B023
+    return [output for _, output in made]
+
+
+def link(objects: Sequence[Path], name: str, suffix: str, flags: Sequence[str]) -> Path:
+    """Link objects into `name-KEY` + suffix, or find it in build/emulator."""
+    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
+    output = CACHE / f"{name}-{key}{suffix}"
+    cxx = shlex.split(os.environ.get("CXX", "g++"))
+    _make([*cxx, *map(str, objects), *flags], output)
+    return output
 
 
 def build(
@@ -323,17 +361,11 @@ def build(
         return [f"-I{p}" for p in folders]
 
     flags = [*FLAGS, *core_flags, *includes(tree), *instrument, *(f"-D{d}" for d in defines)]
-    core_flags = [*FLAGS, *core_flags, *includes(ROOT)]
+    core_flags = [*CORE_FLAGS, *core_flags, *includes(ROOT)]
     core = [*CORE, "emu_main"] if sanitizer else CORE
     jobs = [(ROOT / s, flags, _headers(tree)) for s in sources]
     jobs += [(HERE / f"{name}.cpp", core_flags, _headers()) for name in core]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _object(*job), jobs))
-    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
-    output = CACHE / (f"program-{key}" if sanitizer else f"library-{key}.so")
-    if not output.exists():
-        # -Bsymbolic: the emulator's own cudaMemsetAsync, not that of a CUDA build of torch.
-        kind = [*instrument, "-rdynamic", "-ldl"] if sanitizer else ["-shared", "-Wl,-Bsymbolic"]
-        command = shlex.split(os.environ.get("CXX", "g++"))
-        _make([*command, *map(str, objects), *kind], output)
-    return Library(output, sanitizer)
+    # -Bsymbolic: the emulator's own cudaMemsetAsync, not that of a CUDA build of torch.
+    kind = [*instrument, "-rdynamic", "-ldl"] if sanitizer else ["-shared", "-Wl,-Bsymbolic"]
+    name, suffix = ("program", "") if sanitizer else ("library", ".so")
+    return Library(link(compile_objects(jobs), name, suffix, kind), sanitizer)

@@ -15,6 +15,8 @@ from emulator import SCHEDULES, EmulatorError
 from parity import Case, check_sequence
 from small_kernels import sequence_pair
 
+pytestmark = [pytest.mark.needs("headers", "cuda_build"), pytest.mark.exhaustive]
+
 SOURCE = "tests/emulator/kernels/persistent_lstm.cu"
 # Blocks of 8 units, the last not full; a slice of 8 rows, and one of three.
 MIXED = Case(3, 11, 37, lengths=(2, 3, 1, 3, 2, 0, 3, 3, 2, 1, 2), reverse=True)

@@ -15,6 +15,8 @@ from joined import check_layers
 from parity import Case
 from small_kernels import layers_pair
 
+pytestmark = [pytest.mark.needs("headers", "cuda_build"), pytest.mark.exhaustive]
+
 SOURCE = "tests/emulator/kernels/stacked_lstm.cu"
 MIXED = Case(4, 11, 37, lengths=(2, 3, 1, 4, 2, 0, 3, 4, 2, 1, 2), bias=False)
 # For the race checker, which is slow and holds no more than 8128 threads.

@@ -7,6 +7,8 @@ from parity import Case, check_cell, check_sequence
 
 from seqkernels.cells import CELLS
 
+pytestmark = pytest.mark.needs("headers")
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 POINTWISE = [name for name, spec in CELLS.items() if spec.pointwise]
 

@@ -13,6 +13,8 @@ from recording import recorded, replay
 from seqkernels import _extension
 from seqkernels.cells import CELLS
 
+pytestmark = pytest.mark.needs("headers")
+
 # A block is kept to 16 units, so that small layers are cut up and have something to exchange.
 EXCHANGES = {
     "cluster": {"max_cluster": 8, "max_units": 16},
@@ -74,6 +76,7 @@ def layers(cell, case, math, schedule="round robin", count=3, **device):
     check_layers(cell, case, math[0], run, tf32=math[1], count=count, run_back=back)
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("cell", CELLS)
@@ -131,6 +134,7 @@ def test_one_block_a_layer_and_the_most_layers():
         layers("gru", Case(4, 9, 24), MATHS["float16"], count=8, schedule=schedule)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitizers(sanitizer, exchange):
@@ -185,6 +189,7 @@ def test_without_work(steps, batch):
     assert all(map(torch.equal, found[2:], grads))
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     "cell, hidden, processors, kilobytes", [("lstm", 100, 24, 34), ("gru_reset_before", 72, 16, 19)]

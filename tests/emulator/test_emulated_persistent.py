@@ -11,6 +11,8 @@ from recording import recorded, replay
 from seqkernels import _extension
 from seqkernels.cells import CELLS
 
+pytestmark = pytest.mark.needs("headers")
+
 CASES = {
     "T1-N1-H1": Case(1, 1, 1),
     "T7-N3-H5": Case(7, 3, 5),
@@ -62,6 +64,7 @@ def pair(cell, schedule="round robin", **device):
     )
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("cell", CELLS)
@@ -132,6 +135,7 @@ def least_memory(cell, name, case):
     raise AssertionError("no plan at any size")
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("case", [Case(3, 13, 100), Case(4, 19, 72)], ids=["H100", "H72"])
 @pytest.mark.parametrize("math", MATHS, indirect=True)
 # A cell of one gate exchanges no more backward than forward.
@@ -143,6 +147,7 @@ def test_gradients_in_pieces(cell, math, case, request):
     check_sequence(cell, case, math[0], *functions, tf32=math[1])
 
 
+@pytest.mark.needs("cuda_build")
 def test_directions_in_pieces():
     case = Case(3, 9, 72)
     device = least_memory("gru", "bfloat16", case)
@@ -151,6 +156,8 @@ def test_directions_in_pieces():
     check_directions("gru", case, torch.bfloat16, *(op.default for op in both))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitizers_of_pieces(sanitizer):
     case = Case(3, 9, 72, lengths=(3, 1) * 4 + (2,))
@@ -163,6 +170,7 @@ def test_sanitizers_of_pieces(sanitizer):
     replay(program, backward).check()
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
 def test_pieces_on_other_schedules(cell, schedule):
@@ -171,6 +179,7 @@ def test_pieces_on_other_schedules(cell, schedule):
     check_sequence(cell, case, torch.bfloat16, *pair(cell, schedule, **device))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitizers(sanitizer, exchange):

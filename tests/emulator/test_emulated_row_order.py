@@ -8,6 +8,8 @@ from parity import Case, actual, check_sequence, inputs_of
 from seqkernels import _extension
 from seqkernels.cells import CELLS
 
+pytestmark = pytest.mark.needs("headers")
+
 # 13 rows in two slices of 8, shuffled, with rows of no step among them.
 LENGTHS = (3, 0, 7, 1, 6, 2, 0, 5, 7, 1, 4, 2, 3)
 DEVICES = {
@@ -31,6 +33,7 @@ def pair(cell, **device):
     )
 
 
+@pytest.mark.needs("cuda_build")
 @pytest.mark.parametrize("exchange", DEVICES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_these_cases_have_slices(cell, exchange):

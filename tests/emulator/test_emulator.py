@@ -7,6 +7,8 @@ import torch
 from emulator import SCHEDULES, build, poisoned
 from recording import recorded, replay
 
+pytestmark = pytest.mark.needs("headers")
+
 KERNELS = "tests/emulator/kernels"
 
 
@@ -189,6 +191,7 @@ def test_partial_mask(kernels, schedule):
     assert torch.equal(x, expected)
 
 
+@pytest.mark.exhaustive
 def test_address_sanitizer(address):
     report, error = run_lstm(address, 3, 5, 64, "round robin")
     report.check()
@@ -199,12 +202,14 @@ def test_address_sanitizer(address):
         assert right
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("bug", "line"), [(3, "lstm_persistent.cu"), (8, "lstm_persistent.cu")])
 def test_address_sanitizer_finds(address, bug, line):
     report, _ = run_lstm(address, 3, 5, 64, "round robin", bug)
     assert "heap-buffer-overflow" in report.sanitizer and line in report.sanitizer
 
 
+@pytest.mark.exhaustive
 def test_race_checker(thread):
     report, error = run_lstm(thread, 3, 5, 64, "round robin")
     report.check()
@@ -215,12 +220,14 @@ def test_race_checker(thread):
         assert right
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", [2, 5])
 def test_race_checker_finds_in_lstm(thread, bug):
     report, _ = run_lstm(thread, 3, 5, 64, "round robin", bug)
     assert "data race" in report.sanitizer and "lstm_persistent.cu" in report.sanitizer
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "bug"), [("cluster", 1), ("cluster", 4), ("counter", 1), ("counter", 2)]
 )
@@ -230,11 +237,13 @@ def test_race_checker_finds_in_exchange(thread, kind, bug):
     assert "block 0 thread" in report.sanitizer
 
 
+@pytest.mark.exhaustive
 def test_race_checker_finds_missing_syncwarp(thread):
     report = thread.run("test_warp_bugs", torch.randn(64), 6, None)
     assert "data race" in report.sanitizer and "warp_bugs.cu" in report.sanitizer
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_replay(kernels, sanitizer, request):
     watched = request.getfixturevalue(sanitizer)

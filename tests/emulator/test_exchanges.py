@@ -9,6 +9,8 @@ from emulator import ROOT, SCHEDULES, build, poisoned
 
 from bench.gpu import micro
 
+pytestmark = [pytest.mark.needs("headers"), pytest.mark.exhaustive]
+
 SOURCE = ROOT / "bench" / "gpu" / "micro.cu"
 KINDS = [(t, p) for t in micro.TRANSPORTS for p in micro.PATTERNS]
 kinds = pytest.mark.parametrize(("transport", "pattern"), KINDS)

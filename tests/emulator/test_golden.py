@@ -4,6 +4,8 @@ import pytest
 from emulator import SCHEDULES, build
 from golden_cases import CASES, SOURCES
 
+pytestmark = pytest.mark.needs("headers")
+
 
 @pytest.fixture(scope="module")
 def library():
@@ -19,6 +21,7 @@ def test_wrapper(library, case, schedule):
     CASES[case](call)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_wrappers_are_clean(sanitizer):
     library = build(SOURCES, sanitizer=sanitizer)

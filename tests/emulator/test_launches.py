@@ -9,6 +9,8 @@ from recording import recorded
 
 from seqkernels import _extension
 
+pytestmark = pytest.mark.needs("headers")
+
 LAUNCH_FAILS, TOO_LARGE, CLUSTER_SIZE = 701, 720, 912  # of cudaError_t
 DEVICE = {"max_cluster": 4, "max_units": 16}
 CASE = Case(3, 3, 40)
@@ -42,6 +44,7 @@ def cooperative(launches):
     return [bool(x.numbers[8]) for x in launches if "persistent_kernel" in x.kernel]
 
 
+@pytest.mark.needs("cuda_build")
 def test_stacked_clusters_are_launched_cooperatively():
     functions = two_layers()
     with recorded(library()) as launches:
@@ -49,6 +52,7 @@ def test_stacked_clusters_are_launched_cooperatively():
     assert cooperative(launches) == [True] * 3  # training, inference, backward
 
 
+@pytest.mark.needs("cuda_build")
 def test_residency_stands_in_for_the_cooperative_attribute():
     """Where a driver does not take both attributes, the occupancy of clusters decides."""
     functions = two_layers()

@@ -17,6 +17,8 @@ from joined import check_layers
 from parity import Case, check_sequence
 from small_kernels import layers_pair, sequence_pair
 
+pytestmark = [pytest.mark.needs("headers", "cuda_build"), pytest.mark.exhaustive]
+
 LIMIT = 1500
 ONE_LAYER = "tests/emulator/kernels/persistent_lstm.cu"
 LAYERS = "tests/emulator/kernels/stacked_lstm.cu"

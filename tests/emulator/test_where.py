@@ -7,6 +7,8 @@ from emulator import SCHEDULES
 
 from bench.gpu import libraries, where
 
+pytestmark = [pytest.mark.needs("headers"), pytest.mark.exhaustive]
+
 VARIANTS = [name.removeprefix("where_") for name in libraries.SOURCES if "where" in name]
 # H in the rehearsal is a sixteenth; the largest cluster decides the exchange.
 EXCHANGES = {"L2": (768, 1), "cluster": (512, 16)}

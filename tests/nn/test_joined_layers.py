@@ -12,6 +12,8 @@ import seqkernels
 from seqkernels.cells import CELLS
 from seqkernels.ops import get
 
+pytestmark = pytest.mark.needs("headers")
+
 TORCH_PRECISION = torch.backends.cudnn.rnn.fp32_precision
 LAYERS = {
     "both directions": {"bidirectional": True},
@@ -132,6 +134,7 @@ def test_outputs_changed_in_place_are_noticed_or_allowed():
             module(torch.randn(4, 3, 5))[0].relu_()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_compiled_without_a_graph_break(options, persistent_on_the_cpu):
     torch._dynamo.reset()  # other tests have compiled the same function for other modules

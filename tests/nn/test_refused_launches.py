@@ -7,6 +7,8 @@ from emulated_ops import ops, refuse
 
 import seqkernels
 
+pytestmark = pytest.mark.needs("headers")
+
 LAUNCH_FAILS = 701  # cudaErrorLaunchOutOfResources
 WORDS = f"the driver refuses its launch: CUDA error {LAUNCH_FAILS}"
 LAYERS = {

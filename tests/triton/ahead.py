@@ -244,10 +244,14 @@ def barriers(arch: int) -> None:
                 print(json.dumps(facts), flush=True)
 
 
-def main(arch: int, first: int, step: int) -> None:
-    """Print one line a kernel, the facts as JSON: every `step`-th kernel from `first` on."""
+def main(arch: int, first: int, step: int, begin: int, end: int) -> None:
+    """Print one line a kernel, the facts as JSON: of every `step`-th from `first` on, a part.
+
+    `begin` and `end` are places in this share; an `end` of 0 is its end.
+    """
     kernels = list(matrix(arch, step == 1))
-    for cell, direction, dtype, mode, hidden_size, plan in kernels[first::step]:
+    part = slice(begin, end or None)
+    for cell, direction, dtype, mode, hidden_size, plan in kernels[first::step][part]:
         compiled = planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch)
         shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
         facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
@@ -256,14 +260,20 @@ def main(arch: int, first: int, step: int) -> None:
         print(json.dumps(facts | resources(compiled)), flush=True)
     cases = [(c, d, t, h) for c in CELLS for d in ("forward", "backward")
              for t in ("fp16", "fp32") for h in (64, 37)]  # fmt: skip
-    for cell, direction, dtype, hidden_size in cases[first::step]:
+    for cell, direction, dtype, hidden_size in cases[first::step][part]:
         for compiled in row_kernels(cell, direction, dtype, hidden_size, arch):
             facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
             facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
             print(json.dumps(facts | resources(compiled)), flush=True)
 
 
+def kinds(arch: int, first: int, step: int) -> None:
+    """Print the kinds of a share's kernels, without compiling any."""
+    kernels = list(matrix(arch, step == 1))[first::step]
+    print(len(kernels), *sorted({kind_of(kernel[-1]) for kernel in kernels}))
+
+
 if __name__ == "__main__":
     mode, *numbers = sys.argv[1:]
-    modes = {"waits": waits, "barriers": barriers, "all": main}
+    modes = {"waits": waits, "barriers": barriers, "kinds": kinds, "all": main}
     modes[mode](*map(int, numbers))

@@ -6,6 +6,7 @@ a grid at the same time, each in a process of its own.
 
 import contextlib
 import ctypes
+import inspect
 import mmap
 import os
 import sys
@@ -63,9 +64,31 @@ def _mend_index() -> None:
     interpreter._patch_lang_tensor = mended
 
 
+def _know_builtins() -> None:
+    """Every call of a function looks through all of these for what it has to patch."""
+    modules = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
+    known = {
+        module: [(n, x) for n, x in inspect.getmembers(module) if tl.core.is_builtin(x)]
+        for module in modules
+    }
+    patch_builtin = interpreter._patch_builtin
+
+    def mended(module, builder, scope):
+        if module not in known:
+            patch_builtin(module, builder, scope)
+            return
+        for name, member in known[module]:
+            # Within a launch that has patched it there is nothing left to do.
+            if getattr(module, name) is member:
+                interpreter._patch_attr(module, name, member, builder, scope)
+
+    interpreter._patch_builtin = mended
+
+
 _mend_bfloat16_dot()
 if hasattr(interpreter, "_patch_lang_tensor"):
     _mend_index()
+    _know_builtins()
 
 
 class _Guarded:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-import triton
 from dispatched import Dispatched
 
 from seqkernels.cells import CELLS
 from seqkernels.triton import launch
 from seqkernels.triton.plan import STEPWISE, Plan
+
+pytestmark = pytest.mark.needs("triton")
 
 PLANS = {
     "sliced": Plan("sliced", 16, 16, 16),
@@ -20,6 +21,8 @@ LAYOUTS = ("padded", "lengths", "packed", "reset")
 @pytest.fixture
 def launches(monkeypatch):
     """Names of the kernels that would be launched; none is."""
+    import triton
+
     names = []
 
     def note(kernel, *args, grid, warmup, **kwargs):

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.needs("triton")
 FOLDER = Path(__file__).parent
-
 
 SUITES = ("float32", "half", "cells", "guard", "exchange", "late", "chosen", "opcheck", "compiled")
 SUITES += ("small", "bounded", "stuck", "functions")
@@ -18,14 +17,6 @@ SUITES += ("small", "bounded", "stuck", "functions")
 SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 # Suites that leave a wait out.
 RACES = ("unsynchronised", "unsynchronised_reset", "half_synchronised")
-
-
-@pytest.fixture(scope="module")
-def finished():
-    """Every suite's process, two at a time, as futures."""
-    names = (*SUITES, "beyond", *RACES)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield {name: pool.submit(run, name) for name in names}
 
 
 def run(suite: str) -> subprocess.CompletedProcess:
@@ -39,18 +30,26 @@ def run(suite: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_kernels_match_the_reference(finished, suite):
-    done = finished[suite].result()
+def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
+    """Suites as parameters; `make test` takes the quick ones."""
+    return [
+        pytest.param(name, marks=[] if name in quick else [pytest.mark.exhaustive])
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("suite", suites(*SUITES, quick=("cells", "chosen")))
+def test_kernels_match_the_reference(suite):
+    done = run(suite)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_guard_page_ends_a_kernel_that_writes_beyond(finished):
-    assert finished["beyond"].result().returncode == -signal.SIGSEGV
+def test_a_guard_page_ends_a_kernel_that_writes_beyond():
+    assert run("beyond").returncode == -signal.SIGSEGV
 
 
-@pytest.mark.parametrize("suite", RACES)
-def test_an_exchange_without_waiting_is_found(finished, suite):
-    done = finished[suite].result()
+@pytest.mark.parametrize("suite", suites(*RACES))
+def test_an_exchange_without_waiting_is_found(suite):
+    done = run(suite)
     assert done.returncode == 1
     assert "AssertionError" in done.stderr, done.stderr[-3000:]

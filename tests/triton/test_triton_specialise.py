@@ -10,6 +10,8 @@ import pytest
 
 from seqkernels.cells import CELLS
 
+pytestmark = [pytest.mark.needs("triton"), pytest.mark.exhaustive]
+
 
 @pytest.fixture(scope="module")
 def kernels():

@@ -1,0 +1,78 @@
+"""Run a few tests of every test file in a process that has imported nothing for the others.
+
+python tests/alone.py FILE...
+
+A process that has imported torch and pytest, and nothing of seqkernels, forks for every file; the
+child runs the first parameter set of every test function that `make test` runs. Prints what failed.
+"""
+
+import io
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy  # noqa: F401
+import pytest
+import torch  # noqa: F401
+
+SECONDS = 120  # that a file may take
+
+
+class FirstOfEach:
+    """Leaves the first parameter set of every function."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        first = {(item.path, item.originalname): item for item in reversed(items)}
+        items[:] = reversed(first.values())
+
+
+def run(path: str) -> int:
+    """Run a file's tests in this process; the exit status of pytest."""
+    assert not any(name.split(".")[0] == "seqkernels" for name in sys.modules)
+    options = [
+        "-q",
+        "-m",
+        "not exhaustive and not cuda",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
+    status = pytest.main([path, *options, f"--timeout={SECONDS}"], plugins=[FirstOfEach()])
+    # Exhaustive tests alone, or none that this machine has the means for.
+    return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status)
+
+
+def alone(path: str) -> str:
+    """What pytest printed in a child if a test failed there, otherwise nothing."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        printed, status = io.StringIO(), 1
+        try:
+            with redirect_stdout(printed), redirect_stderr(printed):
+                status = run(path)
+        except BaseException as error:
+            printed.write(repr(error))
+        finally:
+            with open(write, "w") as pipe:
+                pipe.write(printed.getvalue() if status else "")
+            os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return text or ("" if status == 0 else f"ended with status {status}")
+
+
+def main(paths: list[str]) -> int:
+    """Every file in turn; 1 if one failed."""
+    failed = {path: text for path in paths if (text := alone(path))}
+    for path, text in failed.items():
+        print(f"=== {path}\n{text[-3000:]}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
