@@ -24,7 +24,7 @@ def _cuda_kernels() -> str:
         return "no: the extension is not compiled"
     if _extension.C.with_cuda:
         return f"compiled for sm_{', sm_'.join(_extension.C.cuda_archs.split(';'))}"
-    return f"no: {_extension.build_report().get('cuda_reason') or 'compiled without nvcc'}"
+    return f"no: {_extension.build_report().get('cuda_reason') or 'left out of the build'}"
 
 
 def _gpu() -> str:
