@@ -10,20 +10,17 @@ CALL ?= first
 CUDA_HOME ?= /usr/local/cuda
 export OMP_WAIT_POLICY ?= passive
 
-ifdef PYTHON
-PY := $(PYTHON)
+PY := $(or $(PYTHON),.venv/bin/python)
 READY := build
-else
-PY := .venv/bin/python
-READY := .venv/.installed
-endif
+# The pip of this setup: bytecode is compiled where it is imported.
+INSTALL := $(PY) -m pip install -q --no-compile --no-build-isolation
 
 # Two threads for each worker on any machine: kernels that share their work need whom to share it
 # with. A test that hangs fails after 15 minutes.
 PYTEST = OMP_NUM_THREADS=2 PYTEST_TIMEOUT=900 $(PY) -m pytest -q -n auto --maxprocesses 8 \
 	--dist loadscope --no-loadscope-reorder tests
 
-.PHONY: demo test test-all build lint bench gpu gpu-build clean
+.PHONY: demo test test-all build wheel docs lint bench gpu gpu-build clean
 
 demo: $(READY)
 	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
@@ -41,13 +38,23 @@ else
 endif
 	$(PYTEST)
 
-build: $(if $(PYTHON),,$(READY))
+build: $(if $(PYTHON),,.venv/.installed)
 	$(PY) setup.py -q build_ext --inplace
 
-lint: $(READY)
+# manylinux wheels of the CPU kernels in dist/, one for each Python that is found; WHEEL_PYTHONS
+# names others. SEQKERNELS_CUDA=1 adds the CUDA kernels.
+wheel: $(if $(PYTHON),,.venv/.installed)
+	$(PY) scripts/wheels.py $(WHEEL_PYTHONS)
+
+lint: $(if $(PYTHON),,.venv/.linters)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -c "from clang_format import clang_format; clang_format()" --dry-run --Werror \
 		$$(git ls-files '*.h' '*.cpp' '*.cu')
+
+# The API reference, from the docstrings, in build/docs.
+docs: $(READY)
+	$(INSTALL) -e ".[docs]"
+	$(PY) -W error -m pdoc -d google -o build/docs seqkernels seqkernels.seq2seq
 
 # Under OpenMP's own settings, as a user's program runs: threads that sleep between parallel regions
 # would slow torch.nn's many short ones.
@@ -59,16 +66,19 @@ gpu:
 	$(or $(PYTHON),python3) scripts/gpu.py $(CALL) $(ARGS)
 
 # Everything that a GPU machine needs compiled, on a machine without a GPU.
-gpu-build: $(if $(PYTHON),,$(READY))
+gpu-build: $(if $(PYTHON),,.venv/.installed)
 	$(PY) scripts/gpu_build.py --python $(GPU_PYTHON)
 
-.venv/.installed: pyproject.toml setup.py $(shell git ls-files csrc)
+.venv/.installed: pyproject.toml setup.py
 	@echo "Setting up .venv: $(TORCH), the build tools and seqkernels itself"
-	test -x .venv/bin/python || $(BOOTSTRAP) -m venv .venv
-	$(PY) -m pip install -q --upgrade pip "setuptools>=77" wheel
-	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -q ninja "pybind11>=2.12" numpy
-	$(PY) -m pip install -q --no-build-isolation -e ".[test,g2p,lint]"
+	test -x $(PY) || $(BOOTSTRAP) -m venv .venv
+	$(INSTALL) ninja "pybind11>=2.12" numpy setuptools wheel \
+		$$(test -d .venv/lib/python3*/site-packages/torch || echo "$(TORCH)")
+	$(INSTALL) -e ".[test,g2p]"
+	touch $@
+
+.venv/.linters: .venv/.installed
+	$(INSTALL) -e ".[lint]"
 	touch $@
 
 clean:

@@ -6,9 +6,10 @@ CUDA.
 
 Environment:
     SEQKERNELS_CUDA: 1 demands the CUDA kernels, 0 leaves them out; by default they are built where
-        nvcc is.
-    SEQKERNELS_CUDA_ARCHS: architectures to compile for, by default "80+PTX;90a;100a". One with
-        +PTX also runs, compiled by the driver, on all that are newer.
+        a GPU is, for that GPU.
+    SEQKERNELS_CUDA_ARCHS: architectures to compile for, which demands the CUDA kernels too; with
+        SEQKERNELS_CUDA=1 by default "80+PTX;90a;100a". One with +PTX also runs, compiled by the
+        driver, on all that are newer.
     SEQKERNELS_TORCH: the folder of a torch package to build against, by default the one this
         interpreter imports. It may belong to another Python: only its stable ABI is used.
     SEQKERNELS_SPIN_LIMIT: polls after which a kernel that waits for another block gives up and
@@ -22,6 +23,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,49 +36,51 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 
-TORCH_SOURCES = [  # with the stable-ABI headers of torch
-    "csrc/ops.cpp",
-    "csrc/cpu/binding.cpp",
-    "csrc/cpu/schedule.cpp",
-    "csrc/cpu/rows_product.cpp",
-    "csrc/decode_ops.cpp",
-    "csrc/cpu/decode.cpp",
-]
-CPU_SOURCES = [  # torch-free, or with the stable-ABI headers alone
-    "csrc/module.cpp",
-    "csrc/cpu/isa.cpp",
-    "csrc/cpu/kernels_baseline.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
+# The slowest first: ninja starts them in this order, and a build waits for its last file.
+CPU_SOURCES = [  # torch-free, or with the stable-ABI headers of torch
     "csrc/cpu/kernels_avx512.cpp",
-    "csrc/cpu/decode_dispatch.cpp",
-    "csrc/cpu/decode_baseline.cpp",
-    "csrc/cpu/decode_avx2.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/module.cpp",
+    "csrc/cpu/binding.cpp",
+    "csrc/cpu/decode.cpp",
     "csrc/cpu/decode_avx512.cpp",
+    "csrc/cpu/decode_avx2.cpp",
+    "csrc/cpu/rows_product.cpp",
+    "csrc/cpu/schedule.cpp",
+    "csrc/cpu/decode_baseline.cpp",
+    "csrc/ops.cpp",
+    "csrc/decode_ops.cpp",
+    "csrc/cpu/isa.cpp",
+    "csrc/cpu/decode_dispatch.cpp",
 ]
 CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
+    "csrc/cuda/persistent_half.cu",
+    "csrc/cuda/persistent_bfloat16.cu",
+    "csrc/cuda/persistent_tf32.cu",
+    "csrc/cuda/stacked_float32.cu",
+    "csrc/cuda/stacked_bfloat16.cu",
+    "csrc/cuda/stacked_tf32.cu",
+    "csrc/cuda/stacked_half.cu",
+    "csrc/cuda/persistent_float32.cu",
+    "csrc/cuda/decode_float32.cu",
+    "csrc/cuda/persistent_float32_backward.cu",
+    "csrc/cuda/decode_half.cu",
+    "csrc/cuda/decode_bfloat16.cu",
+    "csrc/cuda/cell.cu",
     "csrc/cuda/binding.cpp",
+    "csrc/cuda/cell_reset_before.cu",
     "csrc/cuda/stepwise.cpp",
+    "csrc/cuda/decode_binding.cpp",
+    "csrc/cuda/runtime.cu",
     "csrc/cuda/persistent.cpp",
     "csrc/cuda/plan_cache.cpp",
     "csrc/cuda/device_facts.cpp",
     "csrc/cuda/precision.cpp",
-    "csrc/cuda/runtime.cu",
-    "csrc/cuda/cell.cu",
-    "csrc/cuda/cell_reset_before.cu",
-    "csrc/cuda/persistent_half.cu",
-    "csrc/cuda/persistent_bfloat16.cu",
-    "csrc/cuda/persistent_tf32.cu",
-    "csrc/cuda/persistent_float32.cu",
-    "csrc/cuda/persistent_float32_backward.cu",
-    "csrc/cuda/stacked_half.cu",
-    "csrc/cuda/stacked_bfloat16.cu",
-    "csrc/cuda/stacked_tf32.cu",
-    "csrc/cuda/stacked_float32.cu",
-    "csrc/cuda/decode_binding.cpp",
-    "csrc/cuda/decode_float32.cu",
-    "csrc/cuda/decode_half.cu",
-    "csrc/cuda/decode_bfloat16.cu",
 ]
+DEFAULT_ARCHS = "80+PTX;90a;100a"
+# Architectures whose machine code is compiled for them alone.
+OWN_ARCHS = {"90": "90a", "100": "100a"}
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
@@ -95,30 +99,59 @@ class MissingTool(Exception):
 
 
 def torch_directory():
-    """The torch package to build against, found without importing it."""
+    """The torch package to build against, found without importing it; None where there is none."""
     if named := os.environ.get("SEQKERNELS_TORCH"):
         if not (Path(named) / "include" / "torch").is_dir():
             raise SystemExit(f"SEQKERNELS_TORCH={named} is no torch package: it has no headers")
         return Path(named)
-    spec = importlib.util.find_spec("torch")
-    if spec is None:
-        raise MissingTool("torch is not installed in this environment")
-    return Path(spec.origin).parent
+    if spec := importlib.util.find_spec("torch"):
+        return Path(spec.origin).parent
+    # An isolated build sees only the packages that it asked for. -E drops the PYTHONPATH that
+    # isolates it: a torch that is installed beside it need not be fetched a second time.
+    code = "from importlib.util import find_spec as f; print(f('torch').origin)"
+    done = subprocess.run(
+        [sys.executable, "-E", "-c", code], cwd=Path(sys.prefix), capture_output=True, text=True
+    )
+    return Path(done.stdout.strip()).parent if done.returncode == 0 else None
 
 
-def cuda_toolkit():
-    """The CUDA toolkit's folder, or None with the reason there is no CUDA build."""
-    wanted = os.environ.get("SEQKERNELS_CUDA")
+def gpu_archs():
+    """Architectures of the GPUs in this machine, as nvcc names them; none without a GPU."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    numbers = set(re.findall(r"^(\d+)\.(\d)\s*$", done.stdout, re.M))
+    found = ["".join(number) for number in sorted(numbers, key=lambda n: (int(n[0]), n[1]))]
+    return [OWN_ARCHS.get(arch, arch) for arch in found if int(arch) >= 80]
+
+
+def cuda_build():
+    """The CUDA toolkit's folder and the architectures to compile for.
+
+    Returns:
+        (folder, architectures, None), or (None, [], the reason why there is no CUDA build).
+    """
+    wanted, named = os.environ.get("SEQKERNELS_CUDA"), os.environ.get("SEQKERNELS_CUDA_ARCHS")
     if wanted == "0":
-        return None, "left out by SEQKERNELS_CUDA=0"
+        return None, [], "left out by SEQKERNELS_CUDA=0"
+    demanded = wanted == "1" or bool(named)
+    archs = (named or DEFAULT_ARCHS).split(";") if demanded else gpu_archs()
+    if not archs:
+        return (
+            None,
+            [],
+            "left out, as no GPU of compute capability 8.0 or newer is visible (nvidia-smi); "
+            "SEQKERNELS_CUDA=1 compiles them all the same",
+        )
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    if not (home / "bin" / "nvcc").exists():
-        if wanted == "1":
-            raise SystemExit(
-                f"SEQKERNELS_CUDA=1, but there is no nvcc in {home}/bin; set CUDA_HOME"
-            )
-        return None, f"nvcc not found in {home}/bin (CUDA_HOME names the toolkit)"
-    return home, None
+    if (home / "bin" / "nvcc").exists():
+        return home, archs, None
+    if demanded:
+        asked = "SEQKERNELS_CUDA=1" if wanted == "1" else f"SEQKERNELS_CUDA_ARCHS={named}"
+        raise SystemExit(f"{asked}, but there is no nvcc in {home}/bin; set CUDA_HOME")
+    return None, [], f"left out, as there is no nvcc in {home}/bin (CUDA_HOME names the toolkit)"
 
 
 def isa_sources(sources):
@@ -147,7 +180,7 @@ def command_line(words):
     return " ".join(str(w).replace("$", "$$").replace(" ", "$ ") for w in words)
 
 
-def write_ninja(path, output, torch_dir, cuda):
+def write_ninja(path, output, torch_dir, cuda, archs):
     """Write the build file: one object per source, then one shared library."""
     import pybind11
     from ninja import ninja_syntax
@@ -160,7 +193,6 @@ def write_ninja(path, output, torch_dir, cuda):
     host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *spin_limit()]
     host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
     host += [f"-isystem {sysconfig.get_paths()['include']}"]
-    archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", "80+PTX;90a;100a").split(";")
     if cuda:
         host += ["-DSK_WITH_CUDA", f"-isystem {cuda / 'include'}"]
         host += [f"'-DSK_CUDA_ARCHS=\"{';'.join(archs)}\"'"]
@@ -198,7 +230,7 @@ def write_ninja(path, output, torch_dir, cuda):
                 description="CUDA $in",
             )
         ninja.rule("link", command=f"$cxx $in {' '.join(link)} -o $out", description="link $out")
-        sources = isa_sources(TORCH_SOURCES + CPU_SOURCES) + (CUDA_SOURCES if cuda else [])
+        sources = (CUDA_SOURCES if cuda else []) + isa_sources(CPU_SOURCES)
         objects = []
         for source in sources:
             isa = command_line(flags_for_isa(source))
@@ -235,11 +267,15 @@ class Build(build_ext):
     def compile(self, ext, report):
         """Run ninja; raises MissingTool where the machine lacks a tool."""
         torch_dir = torch_directory()
+        if torch_dir is None:
+            raise MissingTool("torch is not installed in this environment")
         cxx = os.environ.get("CXX", "g++").split()[0]
         if shutil.which(cxx) is None:
             raise MissingTool(f"the C++ compiler {cxx} was not found (CXX names another)")
-        cuda, report["cuda_reason"] = cuda_toolkit()
+        cuda, archs, report["cuda_reason"] = cuda_build()
         report["cuda"] = cuda is not None
+        if cuda is None:
+            print(f"seqkernels: CUDA kernels {report['cuda_reason']}", file=sys.stderr)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = build_folder(cuda)
@@ -247,17 +283,27 @@ class Build(build_ext):
         jobs = os.environ.get("MAX_JOBS")
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
-            write_ninja(folder / "build.ninja", output, torch_dir, cuda)
+            write_ninja(folder / "build.ninja", output, torch_dir, cuda, archs)
             subprocess.run(
                 [sys.executable, "-m", "ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])],
                 check=True,
             )
 
 
+def isolated_requirements():
+    """What a build that pip isolates needs beside pyproject.toml's list: torch, if there is none."""
+    # Under `python setup.py` setuptools would install what is named here.
+    isolated = "setuptools.build_meta" in sys.modules
+    return ["torch>=2.10"] if isolated and torch_directory() is None else []
+
+
 setup(
+    # Here and not in pyproject.toml, where old and new setuptools disagree on how to write it.
+    license="Apache-2.0",
+    setup_requires=isolated_requirements(),
     ext_modules=[
         # optional: without a compiler the pure-Python package is installed, and `info` says why.
-        Extension("seqkernels._C", TORCH_SOURCES + CPU_SOURCES + CUDA_SOURCES, optional=True)
+        Extension("seqkernels._C", CPU_SOURCES + CUDA_SOURCES, optional=True)
     ],
     cmdclass={"build_ext": Build},
 )

@@ -35,7 +35,7 @@ def _cuda_kernels() -> str:
     if _extension.C.with_cuda:
         archs = ", ".join(f"sm_{arch}" for arch in _extension.C.cuda_archs.split(";"))
         return f"The CUDA kernels are compiled for {archs}."
-    reason = _extension.build_report().get("cuda_reason") or "there was no nvcc"
+    reason = _extension.build_report().get("cuda_reason") or "left out of the build"
     return f"The CUDA kernels are not compiled: {reason}."
 
 

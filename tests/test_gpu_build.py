@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from bench.gpu import libraries, manifest  # noqa: E402
 
 TAG = sysconfig.get_config_var("SOABI")
+CUDA = Path("/cuda")  # a toolkit that nothing here runs
 
 
 def loaded(name: str, path: Path):
@@ -54,7 +56,8 @@ def commands(folder: Path) -> list[str]:
 
 def ninja_commands(setup_py, folder):
     torch_folder = setup_py.torch_directory()
-    setup_py.write_ninja(folder / "build.ninja", folder / "_C.so", torch_folder, Path("/cuda"))
+    archs = os.environ.get("SEQKERNELS_CUDA_ARCHS", setup_py.DEFAULT_ARCHS).split(";")
+    setup_py.write_ninja(folder / "build.ninja", folder / "_C.so", torch_folder, CUDA, archs)
     return commands(folder)
 
 
