@@ -19,6 +19,7 @@ Environment:
 """
 
 import fcntl
+import filecmp
 import importlib.util
 import json
 import os
@@ -283,11 +284,22 @@ class Build(build_ext):
         jobs = os.environ.get("MAX_JOBS")
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
-            write_ninja(folder / "build.ninja", output, torch_dir, cuda, archs)
+            library = folder / output.name
+            write_ninja(folder / "build.ninja", library, torch_dir, cuda, archs)
             subprocess.run(
                 [sys.executable, "-m", "ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])],
                 check=True,
             )
+            take_over(library, output)
+
+
+def take_over(library, output):
+    """Put a linked library in its place, if another is there: that of other options, say."""
+    if not output.exists() or not filecmp.cmp(library, output, shallow=False):
+        # A process that has the old file loaded keeps it.
+        new = output.with_name(output.name + ".new")
+        shutil.copy(library, new)
+        new.replace(output)
 
 
 def isolated_requirements():

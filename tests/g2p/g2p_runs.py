@@ -8,7 +8,7 @@ from seqkernels.g2p.run import Options
 from seqkernels.g2p.train import Recipe, Trainer
 
 CPU = torch.device("cpu")
-QUICK = Options(minutes=0.02, hidden=32, words=400)
+QUICK = Options(minutes=0.02, hidden=32, words=400, models=2)
 
 
 def make_trainer(dictionary, library="seqkernels", **options):

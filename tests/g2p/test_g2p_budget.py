@@ -50,6 +50,6 @@ def test_epochs_within_the_budget(dictionary, monkeypatch):
 def test_a_run_without_models_takes_what_fits(epochs, models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "affordable_epochs", lambda *_: epochs)
     result = tmp_path / "result.json"
-    run(replace(QUICK, json=result), CPU, World())
+    run(replace(QUICK, models=None, json=result), CPU, World())
     assert json.loads(result.read_text())["model"]["models"] == models
     assert f"every word {epochs:.1f} times" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from seqkernels.g2p.run import run
 from seqkernels.g2p.train import Progress, Recipe, Trainer, score_words
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK_ARGUMENTS = ["--minutes", "0.02", "--hidden", "32", "--words", "400"]
+QUICK_ARGUMENTS = ["--minutes", "0.02", "--models", "2", "--hidden", "32", "--words", "400"]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "read_once")
 
@@ -163,7 +163,7 @@ def test_an_interrupted_training_keeps_its_last_step(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(Trainer, "step", interrupting)
     path = tmp_path / "model.safetensors"
-    arguments = [*QUICK_ARGUMENTS, "--minutes", "5", "--models", "1", "--checkpoint", str(path)]
+    arguments = [*QUICK_ARGUMENTS, "--minutes", "5", "--checkpoint", str(path)]
     handler = signal.getsignal(signal.SIGINT)
     assert main(arguments) == 130
     assert signal.getsignal(signal.SIGINT) is handler
