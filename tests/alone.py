@@ -2,8 +2,9 @@
 
 python tests/alone.py FILE...
 
-A process that has imported torch and pytest, and nothing of seqkernels, forks for every file; the
-child runs the first parameter set of every test function that `make test` runs. Prints what failed.
+A process that has imported torch, its compiler and pytest, and nothing of seqkernels, forks for
+every file; the child runs the first parameter set of every test function that `make test` runs.
+Prints what failed.
 """
 
 import io
@@ -11,9 +12,12 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
+import hypothesis  # noqa: F401
 import numpy  # noqa: F401
 import pytest
-import torch  # noqa: F401
+import torch._dynamo.testing
+import torch._inductor
+import torch.testing._internal.optests  # noqa: F401
 
 SECONDS = 120  # that a file may take
 
