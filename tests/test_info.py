@@ -21,7 +21,8 @@ def test_info_names_every_backend_and_ends_with_what_to_do(capsys):
     for name in dispatch.backends():
         assert f"\n  {name}" in printed
     facts, _, steps = printed.split("\n\n")
-    assert all(line.endswith(".") for line in facts.splitlines())
+    assert facts.startswith("This is seqkernels") and facts.endswith(".")
+    assert all(fact.endswith(".") for fact in info.facts())
     assert steps.startswith("What to do next:\n  - ") and "seqkernels.explain" in steps
 
 

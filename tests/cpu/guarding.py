@@ -6,7 +6,6 @@ at a page that may not be touched, and are full of NaN at first.
 
 import contextlib
 import ctypes
-import hashlib
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "emulator")]
 
 import torch  # noqa: E402
-from emulator import _make, _object, compiler  # noqa: E402
+from emulator import compile_objects, link  # noqa: E402
 
 SOURCES = [HERE / "guarded_workspace.cpp"]
 SOURCES += [HERE.parent / "emulator" / f"guarded_{part}.cpp" for part in ("memory", "torch")]
@@ -25,14 +24,9 @@ def build() -> Path:
     package = Path(torch.__file__).parent
     flags = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden"]
     flags += [f"-I{HERE.parent / 'emulator'}", f"-isystem{package / 'include'}"]
-    header = (HERE.parent / "emulator" / "guarded_memory.h").read_bytes()
-    objects = [_object(s, flags, header + torch.__version__.encode()) for s in SOURCES]
-    key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:20]
-    output = objects[0].parent / f"guarding-{key}.so"
-    if not output.exists():
-        link = ["-shared", f"-L{package / 'lib'}", "-lc10"]
-        _make([compiler()[-1], *map(str, objects), *link], output)
-    return output
+    version = torch.__version__.encode()
+    objects = compile_objects([(source, flags, version) for source in SOURCES])
+    return link(objects, "guarding", ".so", ["-shared", f"-L{package / 'lib'}", "-lc10"])
 
 
 library = ctypes.CDLL(str(build()), ctypes.RTLD_GLOBAL)

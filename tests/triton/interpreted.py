@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
-import alone
+import function_grid
 import registered
 import sanitized
 import torch
@@ -351,7 +351,7 @@ def suite_small():
     assert sanitized.main("cpu", interpreter.programs_at_once) == 4
 
 
-suite_functions = alone.functions
+suite_functions = function_grid.functions
 suite_stuck = waiting.stuck
 suite_opcheck = registered.opcheck
 suite_compiled = registered.compiled
