@@ -62,7 +62,7 @@ def compiled(request):
 def test_every_share_has_every_kind_of_kernel(arch):
     (line,) = ahead("kinds", arch, *share(arch))
     count, *kinds = line.split()
-    assert int(count) >= 60 and set(kinds) == {"sliced", "shared", "split", "resident"}
+    assert int(count) >= 57 and set(kinds) == {"sliced", "shared", "split", "resident"}
 
 
 def test_nothing_spills(compiled):
