@@ -42,6 +42,9 @@ def run(path: str) -> int:
         "no:cacheprovider",
         "-p",
         "no:xdist",
+        # The parent has imported torch's compiler, which imports hypothesis.
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
     ]
     status = pytest.main([path, *options, f"--timeout={SECONDS}"], plugins=[FirstOfEach()])
     # Exhaustive tests alone, or none that this machine has the means for.

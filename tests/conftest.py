@@ -7,8 +7,10 @@ from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# tests/tolerance.py, tests/gpu.py and tests/emulator/emulator.py, from every folder.
-sys.path[:0] = [str(Path(__file__).parent / name) for name in (".", "emulator", "cuda")]
+# The package `bench` before the folder tests/bench; then tests/tolerance.py, tests/gpu.py and
+# tests/emulator/emulator.py, from every folder.
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = map(str, (TESTS.parent, TESTS, TESTS / "emulator", TESTS / "cuda"))
 
 import pytest  # noqa: E402
 import tiers  # noqa: E402

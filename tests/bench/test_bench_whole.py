@@ -54,7 +54,9 @@ def test_model_of_a_user(capsys):
 
 
 @pytest.mark.exhaustive
-def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path):
+def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path, monkeypatch):
+    # In a worker of xdist pytest-benchmark measures nothing.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     path = tmp_path / "out.json"
     only = "lstm-T50-N1-I64-H64"
     command = (
