@@ -8,6 +8,7 @@ values of the parameters named.
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from itertools import combinations
@@ -53,6 +54,13 @@ LONGEST_FIRST = (
     "test_alone",
     "cpu/",
 )
+
+
+def first_of(values: Iterable) -> list:
+    """Parameters of which `make test` takes the first alone: each value costs seconds."""
+    first, *others = values
+    sets = [value if isinstance(value, tuple) else (value,) for value in others]
+    return [first, *(pytest.param(*each, marks=pytest.mark.exhaustive) for each in sets)]
 
 
 @cache

@@ -146,6 +146,7 @@ def test_peers_say_why_they_cannot_run():
     assert rows["FlashRNN"]["label"] == "patched"
 
 
+@pytest.mark.exhaustive
 def test_no_case_begins_after_the_deadline():
     cases = tuple(replace(TINY, batch=batch, modes=("inference",)) for batch in (1, 2))
     suite = Suite("tiny", "Two cases.", cases)

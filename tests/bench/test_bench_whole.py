@@ -45,6 +45,7 @@ def test_run_from_the_command_line(tiny, tmp_path, capsys):
     assert "| GRU | 4, 3, 5, 6 |" in out and "1/2" in err
 
 
+@pytest.mark.exhaustive
 def test_model_of_a_user(capsys):
     arguments = "model --layer lstm --input-size 5 --hidden-size 6 --batch 3 --length 4 --quick"
     assert main([*arguments.split(), "--device", "cpu", "--rows", "packed"]) == 0

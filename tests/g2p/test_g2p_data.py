@@ -49,6 +49,7 @@ def test_the_default_split_has_the_published_counts(dictionary):
     assert sum(len(dictionary[word]) for word in split.test) == 13_450
 
 
+@pytest.mark.exhaustive
 def test_the_data_is_found_without_importing_the_package():
     code = (
         "import sys; from seqkernels.g2p import read_dictionary\n"

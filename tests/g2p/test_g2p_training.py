@@ -258,6 +258,7 @@ def test_the_module_is_a_command_and_asks_nothing_without_a_terminal(tmp_path):
     assert "> " not in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_one_model(tmp_path):
     result, checkpoint = tmp_path / "result.json", tmp_path / "model.safetensors"
     done = subprocess.run(

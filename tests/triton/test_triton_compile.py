@@ -96,9 +96,8 @@ def test_exchange_is_a_release_and_an_acquire(compiled):
         assert ("CCTL" in kernel) == kernel["exchange"], kernel
 
 
-@pytest.mark.parametrize(
-    "arch", [90, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (80, 100))]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_barriers_lie_between_what_is_written_and_what_is_read(arch):
     """Every step passes a barrier behind its stores, and a second stage one before its loads."""
     kernels = [json.loads(line) for line in ahead("barriers", arch)]
@@ -126,6 +125,7 @@ def test_a_wait_gives_up_if_it_is_told_to(limit, tmp_path):
         assert (kernel["stack"] > 0) == (limit != "0") and "LDL" not in kernel, kernel
 
 
+@pytest.mark.exhaustive
 def test_a_limit_that_is_no_number_is_refused():
     environment = os.environ | {"SEQKERNELS_SPIN_LIMIT": "many"}
     command = [sys.executable, "-c", "import seqkernels.triton.exchange"]

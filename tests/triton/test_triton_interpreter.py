@@ -44,6 +44,7 @@ def test_kernels_match_the_reference(suite):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.exhaustive
 def test_a_guard_page_ends_a_kernel_that_writes_beyond():
     assert run("beyond").returncode == -signal.SIGSEGV
 

@@ -172,6 +172,7 @@ print(*found)
 """
 
 
+@pytest.mark.exhaustive
 def test_products_follow_torchs_switch_old_and_new():
     """The two ways of setting it, mixed: reading must not raise."""
     run = subprocess.run(
