@@ -9,7 +9,7 @@ from g2p_runs import CPU, QUICK, make_trainer
 
 from seqkernels.g2p import ModelConfig
 from seqkernels.g2p import run as run_module
-from seqkernels.g2p.budget import EPOCHS_FOR_TWO, affordable_epochs, fit
+from seqkernels.g2p.budget import EPOCHS_FOR_DROPOUT, EPOCHS_FOR_TWO, affordable_epochs, fit
 from seqkernels.g2p.distributed import World
 from seqkernels.g2p.run import run
 from seqkernels.g2p.train import Recipe
@@ -17,8 +17,9 @@ from seqkernels.g2p.train import Recipe
 pytestmark = pytest.mark.usefixtures("one_thread", "read_once")
 
 
-def test_a_short_budget_trains_one_model_without_dropout():
-    assert fit(ModelConfig(), 0.9 * EPOCHS_FOR_TWO) == ModelConfig(models=1, dropout=0.0)
+def test_a_short_budget_trains_one_model_with_little_dropout():
+    assert fit(ModelConfig(), 0.9 * EPOCHS_FOR_DROPOUT) == ModelConfig(models=1, dropout=0.0)
+    assert fit(ModelConfig(), 0.9 * EPOCHS_FOR_TWO) == ModelConfig(models=1, dropout=0.1)
     assert fit(ModelConfig(), EPOCHS_FOR_TWO) == ModelConfig(models=2)
 
 
