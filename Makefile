@@ -30,10 +30,12 @@ test: $(READY)
 	$(PYTEST) -m "not exhaustive"
 
 # Every test, on a build with the CUDA kernels where nvcc is.
+NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc)
+ifneq ($(NVCC),)
+test-all: export SEQKERNELS_CUDA := 1
+endif
 test-all: $(READY)
-ifneq ($(wildcard $(CUDA_HOME)/bin/nvcc),)
-	SEQKERNELS_CUDA=1 $(PY) setup.py -q build_ext --inplace
-else
+ifeq ($(NVCC),)
 	@echo "NOT EVERYTHING WILL BE TESTED: there is no nvcc in $(CUDA_HOME)/bin (CUDA_HOME names the toolkit)"
 endif
 	$(PYTEST)

@@ -1,11 +1,10 @@
 """What a budget of minutes is best spent on: one model, or two that write together."""
 
-import time
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
+from .compare import first_batches, timed
 from .data import PairBatches, Symbols
 from .distributed import World
 from .model import ModelConfig, build_model
@@ -53,17 +52,8 @@ def affordable_epochs(
         model = build_model(replace(config, models=1), symbols, library).to(device)
         trainer = Trainer(model, batches, recipe)
         model.train()
-        generator = torch.Generator().manual_seed(recipe.seed)
-        few = [
-            tuple(part.to(device) for part in batch)
-            for batch in islice(batches.epoch(generator), STEPS + 4)
-        ]
-        for batch in few[STEPS:]:
-            trainer.step(batch, recipe.learning_rate).item()
-        begin = time.monotonic()
-        for batch in few[:STEPS]:
-            loss = trainer.step(batch, recipe.learning_rate)
-        loss.item()
-        seconds_per_step = (time.monotonic() - begin) / min(STEPS, len(few))
+        few = first_batches(batches, STEPS + 4, recipe, device)
+        timed(trainer, few[STEPS:] or few[:1])
+        seconds_per_step = timed(trainer, few[:STEPS]) / min(STEPS, len(few))
     steps = 60.0 * recipe.minutes / seconds_per_step
     return world.agree(steps * world.size / len(batches), device)

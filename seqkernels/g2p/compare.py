@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -44,11 +45,7 @@ def compare(
     Raises:
         G2PError: the losses of the first steps differ, so that a speed would mean nothing.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    block = [
-        tuple(part.to(device) for part in batch)
-        for batch, _ in zip(batches.epoch(generator), range(BATCHES), strict=False)
-    ]
+    block = first_batches(batches, BATCHES, recipe, device)
     tokens = sum(tokens_of(batch) for batch in block)
     trainers = []
     for library in ("seqkernels", "torch"):
@@ -58,12 +55,12 @@ def compare(
         trainers.append(Trainer(model, batches, recipe))
     _check_losses(trainers, block[0])
     for trainer in trainers:
-        _timed(trainer, block[:3])
+        timed(trainer, block[:3])
     times: list[list[float]] = [[], []]
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(times[0]) < 3:
         for trainer, own in zip(trainers, times, strict=True):
-            own.append(_timed(trainer, block))
+            own.append(timed(trainer, block))
     return Comparison(*(round(tokens / statistics.median(own), 1) for own in times))
 
 
@@ -78,7 +75,19 @@ def _check_losses(trainers: list[Trainer], batch: Batch) -> None:
         raise G2PError(f"the losses of seqkernels and torch.nn differ by {difference:.2g}")
 
 
-def _timed(trainer: Trainer, block: list[Batch]) -> float:
+def first_batches(
+    batches: PairBatches, count: int, recipe: Recipe, device: torch.device
+) -> list[Batch]:
+    """As many batches of an epoch as there are, at most `count`, on the device."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return [
+        tuple(part.to(device) for part in batch)
+        for batch in islice(batches.epoch(generator), count)
+    ]
+
+
+def timed(trainer: Trainer, block: list[Batch]) -> float:
+    """Seconds of a training step on each of the batches."""
     begin = time.perf_counter()
     for batch in block:
         loss = trainer.step(batch, trainer.recipe.learning_rate)

@@ -192,12 +192,12 @@ def _trainer(
         recipe = Recipe(options.minutes, options.seed, learning_rate=rate)
         batches = PairBatches(dictionary, split.train, symbols, recipe.batch_size)
         if options.models is None:
-            speed = affordable_epochs(
+            epochs = affordable_epochs(
                 config, symbols, batches, recipe, options.library, device, world
             )
-            config = fit(config, speed)
+            config = fit(config, epochs)
             report(
-                f"one model would see every word {speed:.1f} times in {options.minutes:g} minutes "
+                f"one model would see every word {epochs:.1f} times in {options.minutes:g} minutes "
                 f"here: training {'one' if config.models == 1 else 'two together'}"
             )
         model = build_model(config, symbols, options.library).to(device)
