@@ -3,12 +3,13 @@
 python tests/alone.py FILE...
 
 A process that has imported torch, its compiler and pytest, and nothing of seqkernels, forks for
-every file; the child runs the first parameter set of every test function that `make test` runs.
-Prints what failed.
+every file; the child runs the first parameter set of every test function that `make test` runs,
+up to where it starts Python: that process has imported nothing for anybody. Prints what failed.
 """
 
 import io
 import os
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -31,8 +32,18 @@ class FirstOfEach:
         items[:] = reversed(first.values())
 
 
+class NoPython(subprocess.Popen):
+    """Ends a test that starts this Python; other programs run."""
+
+    def __init__(self, args, *others, **options):
+        if not isinstance(args, str) and str(args[0]) == sys.executable:
+            pytest.skip("it starts Python")
+        super().__init__(args, *others, **options)
+
+
 def run(path: str) -> int:
     """Run a file's tests in this process; the exit status of pytest."""
+    subprocess.Popen = NoPython
     assert not any(name.split(".")[0] == "seqkernels" for name in sys.modules)
     options = [
         "-q",
