@@ -25,7 +25,7 @@ PYTEST = OMP_NUM_THREADS=2 PYTEST_TIMEOUT=900 $(PY) -m pytest -q -n auto --maxpr
 .PHONY: demo test test-all build wheel docs lint bench gpu gpu-build clean
 
 demo: $(READY)
-	$(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
+	env -u OMP_WAIT_POLICY $(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
 
 # Every kind of test on few of its parameters; it says what it leaves out.
 test: $(READY)

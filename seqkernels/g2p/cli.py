@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         with _backend(parsed.backend):
             if parsed.say:
                 return _say(parsed, device)
-            return _train(parsed, device)
+            with _flushed_denormals():
+                return _train(parsed, device)
     except G2PError as error:
         print(f"g2p: {error}", file=sys.stderr)
         return 2
@@ -81,6 +83,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Denormal numbers are zero inside.
+
+    A model that grows sure of itself computes with more and more of them, and Intel processors take
+    over a hundred cycles for each: after 1,800 steps a step took 2.4 times as long. Threads that
+    start inside inherit the setting.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _train(parsed: argparse.Namespace, device: torch.device) -> int:

@@ -204,6 +204,17 @@ def test_the_comparison_gives_both_speeds(tmp_path, monkeypatch):
     assert result["torch_tokens_per_second"] > 0
 
 
+def test_denormals_are_flushed_while_training_alone(capsys, monkeypatch):
+    tiny = torch.tensor(1e-40)
+    inside = []
+    monkeypatch.setattr(
+        "seqkernels.g2p.cli._train", lambda *_: inside.append((tiny * 1.0).item()) or 0
+    )
+    assert main(["--minutes", "1"]) == 0
+    assert inside == [0.0]
+    assert (tiny * 1.0).item() > 0
+
+
 def test_a_list_of_test_words(tmp_path, capsys, whole):
     listed = tmp_path / "words.txt"
     words = list(whole)
