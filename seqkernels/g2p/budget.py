@@ -11,7 +11,7 @@ from .model import ModelConfig, build_model
 from .train import Recipe, Trainer
 
 # Passes of one model over the training pairs from which on two models with half of the passes each
-# write fewer wrong words, and below which dropout costs more than it gives: docs/g2p.md.
+# write fewer wrong words, and below which dropout costs more than it gives. Read off single runs.
 EPOCHS_FOR_TWO = 16.0
 EPOCHS_FOR_DROPOUT = 5.0
 STEPS = 24  # that are timed, after a few that are not
