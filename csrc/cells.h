@@ -120,8 +120,7 @@ struct Gru {
 // Gates r, z, n; state h; the reset gate acts before the matmul (Cho et al. 2014), so a step has
 // two products and this cell has two stages:
 //   reset:   r, z and r * h from x_r + U_r h and x_z + U_z h
-//   update:  n = tanh(x_n + U_n (r * h)),  h' = (1 - z) h + z n
-// z here is the literature's: it opens towards the candidate. torch's z is 1 - z.
+//   update:  n = tanh(x_n + U_n (r * h)),  h' = z h + (1 - z) n
 struct GruResetBefore {
   static constexpr int kGates = 3, kStates = 1, kSaved = 3, kHidden = 0;
 
@@ -136,16 +135,16 @@ struct GruResetBefore {
   template <typename T>
   SK_INLINE static T update(T gates_xn, T gates_hn, T h, T* saved) {
     saved[2] = tanh_(gates_xn + gates_hn);
-    return h + saved[1] * (saved[2] - h);
+    return saved[2] + saved[1] * (h - saved[2]);
   }
   // Gradients of the z and n columns, and of h through the update alone.
   template <typename T>
   SK_INLINE static void update_backward(const T* saved, T h, T grad_h, T* grad_gates_x,
                                         T* grad_prev_h) {
     const T z = saved[1], n = saved[2];
-    grad_gates_x[1] = grad_h * (n - h) * sigmoid_grad(z);
-    grad_gates_x[2] = grad_h * z * tanh_grad(n);
-    *grad_prev_h = grad_h * (T(1) - z);
+    grad_gates_x[1] = grad_h * (h - n) * sigmoid_grad(z);
+    grad_gates_x[2] = grad_h * (T(1) - z) * tanh_grad(n);
+    *grad_prev_h = grad_h * z;
   }
   // grad_rh = U_n^T grad_n; adds its share to *grad_prev_h and gives the r column.
   template <typename T>

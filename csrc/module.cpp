@@ -176,6 +176,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("with_cuda") = false;
 #endif
   m.attr("cuda_archs") = SK_CUDA_ARCHS;
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  m.attr("cpu_is_intel") = __builtin_cpu_is("intel") != 0;
+#else
+  m.attr("cpu_is_intel") = false;
+#endif
   m.attr("compiler") = __VERSION__;
   // Defaults: an H100.
   m.def("plan", &plan, "How the persistent kernels would cut up a shape; pure host code.",

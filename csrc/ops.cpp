@@ -6,7 +6,8 @@
 //   h_0, c_0    [N, H]; c_0 for LSTM only
 //   lengths     [N] int64 on gates_x's device: a row past its end keeps its state and gives zeros
 //   batch_sizes [T] int64 on the CPU, falling: the input is packed (rows sorted by length)
-//   reset       [T, N] bool: the state is zeroed before that step is computed
+//   reset       [T, N] bool: the state is zeroed before that step is computed, in the order of the
+//               run: a reverse one comes to it from the step after
 //   reverse     steps are taken from a row's last to its first; results stay at their own step
 //   save        write c_sequence and saved, as the backward needs them; otherwise both are empty
 //   output, c_sequence [T, N, H] or packed; saved [T, N, K*H] or packed
@@ -20,7 +21,8 @@
 //   gates [V, G*H] and symbols [T, N] int64; it always saves
 //
 // Several recurrences in one launch. Directions, first forward, then reverse, lie side by side:
-//   gates_x [T, N, 2*G*H], output, c_sequence [T, N, 2*H], saved [T, N, 2*K*H]; states [2, N, H]
+//   gates_x [T, N, 2*G*H], output, c_sequence [T, N, 2*H], saved [T, N, 2*K*H]; states [2, N, H];
+//   reset [2, T, N]
 // Layers, each fed by the one below, lie one after another; all but the first project their input
 // themselves, with weight_ih [G*H, H] and bias_ih:
 //   gates_x [T, N, G*H] of the first, output, c_sequence [L, T, N, H], saved [L, T, N, K*H]

@@ -39,7 +39,7 @@ def gru_reset_before_step(
 ) -> State:
     """One GRU step with the reset gate before the product (Cho et al. 2014, equations 5 to 8).
 
-    h' = (1 - z) h + z tanh(W x + U (r h) + b). z opens towards the candidate: it is 1 - z of torch.
+    h' = z h + (1 - z) tanh(W x + U (r h) + b); gates r, z, n.
     """
     (h,) = state
     hidden_size = h.shape[-1]
@@ -48,7 +48,7 @@ def gru_reset_before_step(
     x_rz, x_n = gates_x.split((2 * hidden_size, hidden_size), dim=-1)
     r, z = torch.sigmoid(x_rz + F.linear(h, weight_rz, bias[0])).chunk(2, dim=-1)
     n = torch.tanh(x_n + F.linear(r * h, weight_n, bias[1]))
-    return (h + z * (n - h),)
+    return (n + z * (h - n),)
 
 
 def rnn_tanh_step(gates_x: Tensor, gates_h: Tensor, state: State) -> State:
@@ -103,7 +103,7 @@ def sequence(
         bias_hh: recurrent bias, [G*H], or None.
         state: initial (h,) or (h, c), each [N, H].
         lengths: steps of each row, [N]; a row past its end keeps its state and gives zeros.
-        reset: where true, the state is zeroed before that step, [T, N].
+        reset: where true, the state is zeroed before that step is taken, [T, N].
         reverse: take each row's steps from its last to its first.
 
     Returns:

@@ -29,7 +29,8 @@ class Both:
         biases = [] if bias_hh is None else [bias_hh, bias_hh]
         self.states = [_joined(s, reverse) for s in states]
         gates_x = _side_by_side(gates_x, reverse)
-        arguments = (gates_x, self.weights, biases, *self.states, lengths, batch_sizes, reset)
+        resets = _two_resets(reset, reverse)
+        arguments = (gates_x, self.weights, biases, *self.states, lengths, batch_sizes, resets)
         output, h_n, c_n, c_sequence, saved = self.run(*arguments, save)
         if save:
             self.saved = (output, c_sequence, saved)
@@ -50,7 +51,7 @@ class Both:
             *self.saved,
             lengths,
             batch_sizes,
-            reset,
+            _two_resets(reset, reverse),
         )
         halves = [_half(g, reverse) for g in (grad_x, grad_h)]
         return *halves, _part(grad_h_0, reverse), _part(grad_c_0, reverse)
@@ -68,6 +69,13 @@ def _joined(x, reverse):
         return None
     other = torch.randn(x.shape).to(x)
     return torch.stack((other, x) if reverse else (x, other))
+
+
+def _two_resets(reset, reverse):
+    """Each direction has resets of its own: the other's are this one's from the end."""
+    if reset is None:
+        return None
+    return torch.stack((reset.flip(0), reset) if reverse else (reset, reset.flip(0)))
 
 
 def _half(x, reverse):

@@ -31,31 +31,31 @@ struct Shape {
   Shape(const char* op, Arguments& arguments, const char* name, const Tensor& x, const Tensor& h_0,
         const Optional& lengths, const Optional& batch_sizes, const Optional& reset_steps,
         int64_t features = 1) {
-    STD_TORCH_CHECK(h_0.dim() == 2, op, ": expected h_0 of size [N, H], got ", text(sizes_of(h_0)));
+    SK_CHECK(h_0.dim() == 2, op, ": expected h_0 of size [N, H], got ", text(sizes_of(h_0)));
     const int64_t N = h_0.size(0);
     hidden = h_0.size(1);
-    STD_TORCH_CHECK(hidden > 0, op, ": expected a hidden size above 0, got ", text(sizes_of(h_0)));
+    SK_CHECK(hidden > 0, op, ": expected a hidden size above 0, got ", text(sizes_of(h_0)));
     layout = Layout{0, N, nullptr, nullptr};
     if (batch_sizes) {
-      STD_TORCH_CHECK(!lengths && !reset_steps, op,
-                      ": batch_sizes cannot be given together with lengths or reset");
-      STD_TORCH_CHECK(x.dim() == 2, op, ": expected packed ", name, " of 2 dimensions, got ",
-                      text(sizes_of(x)));
-      STD_TORCH_CHECK(batch_sizes->dim() == 1, op, ": expected batch_sizes of size [T], got ",
-                      text(sizes_of(*batch_sizes)));
+      SK_CHECK(!lengths && !reset_steps, op,
+               ": batch_sizes cannot be given together with lengths or reset");
+      SK_CHECK(x.dim() == 2, op, ": expected packed ", name, " of 2 dimensions, got ",
+               text(sizes_of(x)));
+      SK_CHECK(batch_sizes->dim() == 1, op, ": expected batch_sizes of size [T], got ",
+               text(sizes_of(*batch_sizes)));
       layout.steps = batch_sizes->size(0);
       layout.batch_sizes = arguments.integers("batch_sizes", batch_sizes, {layout.steps});
       check_batch_sizes(op, name, x);
       rows = {x.size(0)};
     } else {
-      STD_TORCH_CHECK(x.dim() == 2 + features, op, ": expected ", name, " of ", 2 + features,
-                      " dimensions, got ", text(sizes_of(x)));
+      SK_CHECK(x.dim() == 2 + features, op, ": expected ", name, " of ", 2 + features,
+               " dimensions, got ", text(sizes_of(x)));
       layout.steps = x.size(0);
       layout.lengths = arguments.integers("lengths", lengths, {N});
       for (int64_t n = 0; layout.lengths && n < N; ++n)
-        STD_TORCH_CHECK(layout.lengths[n] >= 0 && layout.lengths[n] <= layout.steps, op,
-                        ": lengths must lie between 0 and ", layout.steps, " steps, got ",
-                        layout.lengths[n], " for row ", n);
+        SK_CHECK(layout.lengths[n] >= 0 && layout.lengths[n] <= layout.steps, op,
+                 ": lengths must lie between 0 and ", layout.steps, " steps, got ",
+                 layout.lengths[n], " for row ", n);
       rows = {layout.steps, N};
     }
     reset = arguments.booleans("reset", reset_steps, rows);
@@ -76,14 +76,14 @@ struct Shape {
     int64_t total = 0, before = layout.batch;
     for (int64_t t = 0; t < layout.steps; ++t) {
       const int64_t size = layout.batch_sizes[t];
-      STD_TORCH_CHECK(t > 0 || size == layout.batch, op, ": batch_sizes begins with ", size,
-                      " rows, h_0 has ", layout.batch);
-      STD_TORCH_CHECK(size > 0 && size <= before, op,
-                      ": batch_sizes must be positive and fall, got ", size, " after ", before);
+      SK_CHECK(t > 0 || size == layout.batch, op, ": batch_sizes begins with ", size,
+               " rows, h_0 has ", layout.batch);
+      SK_CHECK(size > 0 && size <= before, op, ": batch_sizes must be positive and fall, got ",
+               size, " after ", before);
       total += before = size;
     }
-    STD_TORCH_CHECK(total == x.size(0), op, ": batch_sizes add up to ", total, " rows, ", name,
-                    " has ", x.size(0));
+    SK_CHECK(total == x.size(0), op, ": batch_sizes add up to ", total, " rows, ", name, " has ",
+             x.size(0));
   }
 };
 
@@ -106,8 +106,7 @@ struct Ops {
   }
 
   static void check_c(const char* op, const char* what, const Optional& c) {
-    STD_TORCH_CHECK(c.has_value() == kTwo, op, kTwo ? ": expected " : ": has no cell state, got ",
-                    what);
+    SK_CHECK(c.has_value() == kTwo, op, kTwo ? ": expected " : ": has no cell state, got ", what);
   }
 
   static Five sequence(Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0, Optional c_0,
@@ -136,9 +135,8 @@ struct Ops {
     f.gates_x = a.pointer("gates", gates, {V, C::kGates * shape.hidden});
     f.symbols = a.integers("symbols", symbols, shape.rows);
     for (int64_t k = 0; k < shape.rows[0] * shape.rows[1]; ++k)
-      STD_TORCH_CHECK(f.symbols[k] >= 0 && f.symbols[k] < V, op,
-                      ": symbols must lie between 0 and ", V - 1, ", the rows of gates, got ",
-                      f.symbols[k]);
+      SK_CHECK(f.symbols[k] >= 0 && f.symbols[k] < V, op, ": symbols must lie between 0 and ",
+               V - 1, ", the rows of gates, got ", f.symbols[k]);
     Five made = results(f, shape, gates, true);
     run_forward(f, shape.layout);
     return made;
@@ -236,7 +234,7 @@ struct Ops {
   static Three cell(Tensor gates_x, Tensor gates_h, Tensor h, Optional c, bool save) {
     const char* op = name("_cell");
     Arguments a(op, gates_x);
-    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    SK_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
     const int64_t N = h.size(0), H = h.size(1);
     check_c(op, "c", c);
     CellForward f{};
@@ -252,11 +250,11 @@ struct Ops {
                     Optional bias_hh, Tensor h, Optional c, bool save) {
     const char* op = name("_step");
     Arguments a(op, x);
-    STD_TORCH_CHECK(x.dim() == 2, op, ": expected x of size [N, I], got ", text(sizes_of(x)));
-    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    SK_CHECK(x.dim() == 2, op, ": expected x of size [N, I], got ", text(sizes_of(x)));
+    SK_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
     const int64_t N = x.size(0), I = x.size(1), H = h.size(1), rows = C::kGates * H;
     const Kernels& k = kernels(kCell, a.dtype());
-    STD_TORCH_CHECK(k.few_rows, op, ": expected float32 or float64 tensors");
+    SK_CHECK(k.few_rows, op, ": expected float32 or float64 tensors");
     check_c(op, "c", c);
     CellForward f{};
     f.hidden = H;
@@ -293,7 +291,7 @@ struct Ops {
                             Tensor new_h, Tensor new_c, Tensor saved) {
     const char* op = name("_cell_backward");
     Arguments a(op, h);
-    STD_TORCH_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
+    SK_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
     const int64_t N = h.size(0), H = h.size(1);
     check_c(op, "c", c);
     CellBackward b{};

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "../cells.h"
+#include "../check.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -42,7 +42,7 @@ inline Dtype dtype_of(const char* op, const Tensor& x) {
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": expected float64, float32, float16 or bfloat16 tensors");
+      SK_CHECK(false, op, ": expected float64, float32, float16 or bfloat16 tensors");
   }
 }
 
@@ -73,11 +73,11 @@ class Arguments {
  private:
   const void* checked(const char* name, const Tensor& x, const std::vector<int64_t>& shape,
                       ScalarType type, const char* type_name) {
-    STD_TORCH_CHECK(x.is_cpu(), op_, ": ", name, " must be on the CPU");
-    STD_TORCH_CHECK(x.scalar_type() == type, op_, ": ", name, " must be ", type_name);
+    SK_CHECK(x.is_cpu(), op_, ": ", name, " must be on the CPU");
+    SK_CHECK(x.scalar_type() == type, op_, ": ", name, " must be ", type_name);
     const std::vector<int64_t> sizes = sizes_of(x);
-    STD_TORCH_CHECK(sizes == shape, op_, ": expected ", name, " of size ", text(shape), ", got ",
-                    text(sizes));
+    SK_CHECK(sizes == shape, op_, ": expected ", name, " of size ", text(shape), ", got ",
+             text(sizes));
     if (x.is_contiguous()) return x.const_data_ptr();
     kept_.push_back(torch::stable::contiguous(x));
     return kept_.back().const_data_ptr();

@@ -24,33 +24,32 @@ Dtype check(const GreedyInputs& a, int gates, int states) {
   const char* op = "greedy";
   Arguments check(op, a.embedding);
   const int64_t layers = a.weight_hh.size(), rows = a.start.dim() == 1 ? a.start.size(0) : 0;
-  STD_TORCH_CHECK(layers > 0 && int64_t(a.weight_ih.size()) == layers, op, ": ", a.weight_ih.size(),
-                  " weight_ih for ", layers, " weight_hh");
-  STD_TORCH_CHECK(a.embedding.dim() == 2 && a.weight_hh[0].dim() == 2 && a.weight_out.dim() == 2,
-                  op, ": embedding, weight_hh and weight_out must be matrices");
+  SK_CHECK(layers > 0 && int64_t(a.weight_ih.size()) == layers, op, ": ", a.weight_ih.size(),
+           " weight_ih for ", layers, " weight_hh");
+  SK_CHECK(a.embedding.dim() == 2 && a.weight_hh[0].dim() == 2 && a.weight_out.dim() == 2, op,
+           ": embedding, weight_hh and weight_out must be matrices");
   const int64_t tokens = a.embedding.size(0), vocabulary = a.weight_out.size(0);
   const int64_t hidden = a.weight_hh[0].size(1), width = gates * hidden;
-  STD_TORCH_CHECK(hidden > 0 && vocabulary > 0 && vocabulary <= tokens, op, ": state of ", hidden,
-                  ", scores for ", vocabulary, " tokens, embedding of ", tokens);
+  SK_CHECK(hidden > 0 && vocabulary > 0 && vocabulary <= tokens, op, ": state of ", hidden,
+           ", scores for ", vocabulary, " tokens, embedding of ", tokens);
   for (int64_t l = 0; l < layers; ++l) {
     const int64_t depth = l == 0 ? a.embedding.size(1) : hidden;
     check.pointer("weight_ih", a.weight_ih[l], {width, depth});
     check.pointer("weight_hh", a.weight_hh[l], {width, hidden});
   }
   for (const auto* biases : {&a.bias_ih, &a.bias_hh}) {
-    STD_TORCH_CHECK(biases->empty() || int64_t(biases->size()) == layers, op, ": ", biases->size(),
-                    " biases for ", layers, " layers");
+    SK_CHECK(biases->empty() || int64_t(biases->size()) == layers, op, ": ", biases->size(),
+             " biases for ", layers, " layers");
     for (const Tensor& bias : *biases) check.pointer("bias", bias, {width});
   }
   check.pointer("weight_out", a.weight_out, {vocabulary, hidden});
   check.pointer("bias_out", a.bias_out, {vocabulary});
   check.pointer("h_0", a.h_0, {layers, rows, hidden});
-  STD_TORCH_CHECK(a.c_0.has_value() == (states == 2), op, ": c_0 is for lstm, and lstm needs it");
+  SK_CHECK(a.c_0.has_value() == (states == 2), op, ": c_0 is for lstm, and lstm needs it");
   check.pointer("c_0", a.c_0, {layers, rows, hidden});
   check.integers("start", a.start, {rows});
-  STD_TORCH_CHECK(a.max_length >= 0, op, ": max_length is ", a.max_length);
-  STD_TORCH_CHECK(a.eos < vocabulary, op, ": eos ", a.eos, " is outside the vocabulary of ",
-                  vocabulary);
+  SK_CHECK(a.max_length >= 0, op, ": max_length is ", a.max_length);
+  SK_CHECK(a.eos < vocabulary, op, ": eos ", a.eos, " is outside the vocabulary of ", vocabulary);
   return check.dtype();
 }
 
@@ -104,9 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(GreedyInputs a, Cell c
   a.start = torch::stable::contiguous(a.start);
   const int64_t rows = a.start.size(0), *start = a.start.const_data_ptr<int64_t>();
   for (int64_t r = 0; r < rows; ++r)
-    STD_TORCH_CHECK(start[r] >= 0 && start[r] < a.embedding.size(0), "greedy: start token ",
-                    start[r], " of row ", r, " is outside the embedding of ", a.embedding.size(0),
-                    " tokens");
+    SK_CHECK(start[r] >= 0 && start[r] < a.embedding.size(0), "greedy: start token ", start[r],
+             " of row ", r, " is outside the embedding of ", a.embedding.size(0), " tokens");
 
   Tensor tokens = torch::stable::full({rows, a.max_length}, double(a.pad), ScalarType::Long);
   Tensor lengths = torch::stable::full({rows}, 0.0, ScalarType::Long);

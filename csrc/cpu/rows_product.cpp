@@ -36,7 +36,7 @@ void run(const Kernels& kernels, const RowsProduct& p) {
 
 Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
   const char* op = "rows_product";
-  STD_TORCH_CHECK(!grads.empty() && !x.empty(), op, ": expected at least one tensor in each list");
+  SK_CHECK(!grads.empty() && !x.empty(), op, ": expected at least one tensor in each list");
   Arguments arguments(op, grads[0]);
   std::vector<const void*> grad_data, x_data;
   std::vector<int64_t> columns, strides, x_rows;
@@ -44,9 +44,8 @@ Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
   RowsProduct p{};
   int64_t total = 0;
   for (const Tensor& grad : grads) {
-    STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == grads[0].size(0), op,
-                    ": expected gradients of ", text(sizes_of(grads[0])), " or other columns, got ",
-                    text(sizes_of(grad)));
+    SK_CHECK(grad.dim() == 2 && grad.size(0) == grads[0].size(0), op, ": expected gradients of ",
+             text(sizes_of(grads[0])), " or other columns, got ", text(sizes_of(grad)));
     const std::vector<int64_t> sizes = sizes_of(grad);
     // Columns of a wider matrix are read where they are.
     const bool in_place = grad.stride(1) == 1 && grad.scalar_type() == grads[0].scalar_type();
@@ -65,9 +64,9 @@ Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
     x_rows.push_back(n);
     rows += n;
   }
-  STD_TORCH_CHECK(rows == p.rows, op, ": the gradients have ", p.rows, " rows, x has ", rows);
+  SK_CHECK(rows == p.rows, op, ": the gradients have ", p.rows, " rows, x has ", rows);
   const Kernels& k = kernels(Cell::kLstm, arguments.dtype());
-  STD_TORCH_CHECK(k.rows_product, op, ": expected float32 or float64 tensors");
+  SK_CHECK(k.rows_product, op, ": expected float32 or float64 tensors");
   Tensor out = make(grads[0], {total, p.width});
   p.parts = grads.size();
   p.grads = grad_data.data();

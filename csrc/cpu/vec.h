@@ -9,6 +9,7 @@
 // GCC's vector extensions (also in clang) keep one source for x86, Arm and the rest. A product
 // followed by a sum becomes a fused multiply-add through -ffp-contract=fast.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__F16C__) || defined(__AVX512F__)
@@ -136,10 +137,13 @@ SK_ALWAYS Floats quotient(Floats a, Floats b, Floats low) {
   return q - q * (low / b);
 #endif
 }
-// Within 2.5 units in the last place where x >= -87; below, what is given stays under 2^-125.
+// Within 2.5 units in the last place where x >= -87; below, what is given stays under 2^-125. Where
+// exp(-x) overflows it is 0, as in torch: a closed gate multiplies an infinite state to NaN, and a
+// huge one to 0.
 SK_ALWAYS Vec<float> sigmoid(Vec<float> x) {
   const Exponential e = exponential(-x.v);
-  return quotient(Floats{} + 1.0f, e.scale * e.rest + (e.scale + 1.0f), Floats{});
+  const Floats y = quotient(Floats{} + 1.0f, e.scale * e.rest + (e.scale + 1.0f), Floats{});
+  return x.v < -88.72284f ? Floats{} : y;
 }
 // tanh(x) = m / (m + 2) with m = exp(2x) - 1, which does not cancel: near zero scale is 1. Within
 // 2.1 units in the last place; tanh(-0) is +0.
@@ -149,7 +153,7 @@ SK_ALWAYS Vec<float> tanh_(Vec<float> x) {
   return quotient(m, sum, m - (sum - 2.0f));
 }
 
-// The same in double; the Taylor series of degree 13 leaves 4e-18 at |r| = log(2) / 2.
+// The same in double, but that it overflows to infinity; the Taylor series of degree 13 leaves 4e-18 at |r| = log(2) / 2.
 SK_ALWAYS Vec<double> exp_(Vec<double> a) {
   const double kRound = 6755399441055744.0;
   Doubles x = a.v;
@@ -171,7 +175,7 @@ SK_ALWAYS Vec<double> exp_(Vec<double> a) {
   p = p * r + 0.5;
   p = p * (r * r) + (r + 1.0);
   const Longs scale = (bit_cast_<Longs>(shifted) << 52) + (int64_t(1023) << 52);
-  return p * bit_cast_<Doubles>(scale);
+  return a.v > 709.782712893384 ? Doubles{} + HUGE_VAL : p * bit_cast_<Doubles>(scale);
 }
 
 // tanh, Cephes: a rational function near zero, where 1 - 2 / (exp(2|x|) + 1) would cancel.

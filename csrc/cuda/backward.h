@@ -50,7 +50,9 @@ struct BackwardState {
       alive[i] = e.valid && t < e.length;
       reset[i] = false;
       if (!alive[i]) continue;
-      if (a.reset != nullptr) reset[i] = a.reset[int64_t(t) * a.plan.batch + e.batch_row];
+      if (a.reset != nullptr) {
+        reset[i] = a.reset[steps.part * a.reset_stride + int64_t(t) * a.plan.batch + e.batch_row];
+      }
       const int64_t row = sequence_row(a, steps.part, t, e.batch_row), at = row * hidden + e.hidden;
       const int64_t given = kStacked ? sequence_row(a, 0, t, e.batch_row) * hidden + e.hidden : at;
       from_h[i] = fed ? summed(a.plan, a.plan.feed, shared, e.unit, e.row)

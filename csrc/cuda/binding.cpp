@@ -8,12 +8,12 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> cell_forward(const CellSizes& spec, Tensor gates_x,
                                                 Tensor gates_h, Tensor h, Optional c, bool save) {
   const std::string op = std::string(spec.name) + "_cell";
-  STD_TORCH_CHECK(h.dim() == 2, "seqkernels::", op, ": expected h of shape [N, H], got ", shape(h));
+  SK_CHECK(h.dim() == 2, "seqkernels::", op, ": expected h of shape [N, H], got ", shape(h));
   const int64_t rows = h.size(0), hidden = h.size(1);
   check_like(gates_x, h, {rows, spec.gates * hidden}, op, "gates_x");
   check_like(gates_h, h, {rows, spec.gates * hidden}, op, "gates_h");
-  STD_TORCH_CHECK(c.has_value() == (spec.states == 2), "seqkernels::", op,
-                  spec.states == 2 ? ": c is missing" : ": this cell has no c");
+  SK_CHECK(c.has_value() == (spec.states == 2), "seqkernels::", op,
+           spec.states == 2 ? ": c is missing" : ": this cell has no c");
   check_like(c, h, {rows, hidden}, op, "c");
   const Dtype dtype = dtype_of(h, op);
   const OnDevice device(h);
@@ -36,13 +36,13 @@ std::tuple<Tensor, Tensor, Tensor> cell_forward(const CellSizes& spec, Tensor ga
 BackwardResult cell_backward(const CellSizes& spec, Optional grad_new_h, Optional grad_new_c,
                              Tensor h, Optional c, Tensor new_h, Tensor new_c, Tensor saved) {
   const std::string op = std::string(spec.name) + "_cell_backward";
-  STD_TORCH_CHECK(h.dim() == 2, "seqkernels::", op, ": expected h of shape [N, H], got ", shape(h));
+  SK_CHECK(h.dim() == 2, "seqkernels::", op, ": expected h of shape [N, H], got ", shape(h));
   const int64_t rows = h.size(0), hidden = h.size(1);
   const bool two = spec.states == 2;
   check_like(grad_new_h, h, {rows, hidden}, op, "grad_new_h");
   if (two) check_like(grad_new_c, h, {rows, hidden}, op, "grad_new_c");
-  STD_TORCH_CHECK(c.has_value() == two, "seqkernels::", op,
-                  two ? ": c is missing" : ": this cell has no c");
+  SK_CHECK(c.has_value() == two, "seqkernels::", op,
+           two ? ": c is missing" : ": this cell has no c");
   check_like(c, h, {rows, hidden}, op, "c");
   check_like(new_h, h, {rows, hidden}, op, "new_h");
   if (two) check_like(new_c, h, {rows, hidden}, op, "new_c");

@@ -76,20 +76,18 @@ struct Weights {
 DecodeSizes check(const CellSizes& spec, Weights& w, Tensor& h_0, Optional& c_0, Tensor& start,
                   const std::string& op) {
   DecodeSizes sizes;
-  STD_TORCH_CHECK(w.embedding.dim() == 2 && w.weight_out.dim() == 2 && start.dim() == 1,
-                  "seqkernels::", op,
-                  ": embedding and weight_out must be matrices, start a vector");
-  STD_TORCH_CHECK(!w.weight_hh.empty() && w.weight_ih.size() == w.weight_hh.size(),
-                  "seqkernels::", op, ": ", w.weight_ih.size(), " weight_ih for ",
-                  w.weight_hh.size(), " weight_hh");
+  SK_CHECK(w.embedding.dim() == 2 && w.weight_out.dim() == 2 && start.dim() == 1,
+           "seqkernels::", op, ": embedding and weight_out must be matrices, start a vector");
+  SK_CHECK(!w.weight_hh.empty() && w.weight_ih.size() == w.weight_hh.size(), "seqkernels::", op,
+           ": ", w.weight_ih.size(), " weight_ih for ", w.weight_hh.size(), " weight_hh");
   const int64_t layers = w.weight_hh.size(), rows = start.size(0);
   const int64_t hidden = w.weight_out.size(1), vocabulary = w.weight_out.size(0);
-  STD_TORCH_CHECK(hidden > 0 && vocabulary > 0 && vocabulary <= w.embedding.size(0),
-                  "seqkernels::", op, ": state of ", hidden, ", scores for ", vocabulary,
-                  " tokens, embedding of ", w.embedding.size(0));
+  SK_CHECK(hidden > 0 && vocabulary > 0 && vocabulary <= w.embedding.size(0), "seqkernels::", op,
+           ": state of ", hidden, ", scores for ", vocabulary, " tokens, embedding of ",
+           w.embedding.size(0));
   for (const Tensors* biases : {&w.bias_ih, &w.bias_hh})
-    STD_TORCH_CHECK(biases->empty() || int64_t(biases->size()) == layers, "seqkernels::", op, ": ",
-                    biases->size(), " biases for ", layers, " layers");
+    SK_CHECK(biases->empty() || int64_t(biases->size()) == layers, "seqkernels::", op, ": ",
+             biases->size(), " biases for ", layers, " layers");
   const int64_t width = spec.gates * hidden;
   for (int64_t l = 0; l < layers; ++l) {
     const int64_t depth = l == 0 ? w.embedding.size(1) : hidden;
@@ -101,11 +99,10 @@ DecodeSizes check(const CellSizes& spec, Weights& w, Tensor& h_0, Optional& c_0,
   check_like(w.weight_out, w.embedding, {vocabulary, hidden}, op, "weight_out");
   check_like(w.bias_out, w.embedding, {vocabulary}, op, "bias_out");
   check_like(h_0, w.embedding, {layers, rows, hidden}, op, "h_0");
-  STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
-                  ": c_0 is for lstm, and lstm needs it");
+  SK_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
+           ": c_0 is for lstm, and lstm needs it");
   check_like(c_0, w.embedding, {layers, rows, hidden}, op, "c_0");
-  STD_TORCH_CHECK(start.scalar_type() == ScalarType::Long, "seqkernels::", op,
-                  ": start must be int64");
+  SK_CHECK(start.scalar_type() == ScalarType::Long, "seqkernels::", op, ": start must be int64");
   for (Tensors* tensors : {&w.weight_ih, &w.weight_hh, &w.bias_ih, &w.bias_hh})
     for (Tensor& t : *tensors) t = dense(t);
   for (Tensor* t : {&w.embedding, &w.weight_out, &h_0, &start}) *t = dense(*t);
@@ -125,14 +122,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
   DecodeArgs args;
   args.sizes = check(spec, w, h_0, c_0, start, op);
   args.sizes.element_size = element_size(dtype);
-  STD_TORCH_CHECK(max_length >= 0 && eos < args.sizes.vocabulary, "seqkernels::", op,
-                  ": max_length is ", max_length, ", eos ", eos, " of ", args.sizes.vocabulary,
-                  " tokens");
+  SK_CHECK(max_length >= 0 && eos < args.sizes.vocabulary, "seqkernels::", op, ": max_length is ",
+           max_length, ", eos ", eos, " of ", args.sizes.vocabulary, " tokens");
   const OnDevice device(w.embedding);
   args.plan = decode_plan(args.sizes, device.facts);
   const std::string refusal = decode_refusal(args.sizes, device);
-  STD_TORCH_CHECK(refusal.empty(), "seqkernels::", op,
-                  ": the persistent kernel cannot run this call: ", refusal);
+  SK_CHECK(refusal.empty(), "seqkernels::", op,
+           ": the persistent kernel cannot run this call: ", refusal);
 
   const int64_t rows = args.sizes.rows, blocks = args.plan.blocks;
   const auto integers = [&](std::vector<int64_t> sizes, ScalarType type) {
@@ -175,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
   if (refuses_launch(error)) {
     const std::lock_guard<std::mutex> lock(mutex);
     refused[key_of(args.sizes, device.index)] = refusal_of(error);
-    STD_TORCH_CHECK(false, "seqkernels::", op, ": ", refusal_of(error));
+    SK_CHECK(false, "seqkernels::", op, ": ", refusal_of(error));
   }
   check_launch(error, op);
   return {tokens, lengths, log_probs, h_n, c_n};

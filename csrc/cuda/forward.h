@@ -68,7 +68,9 @@ struct ForwardState {
       alive[i] = e.valid && t < e.length;
       reset[i] = false;
       if (!alive[i]) continue;
-      if (a.reset != nullptr) reset[i] = a.reset[int64_t(t) * a.plan.batch + e.batch_row];
+      if (a.reset != nullptr) {
+        reset[i] = a.reset[steps.part * a.reset_stride + int64_t(t) * a.plan.batch + e.batch_row];
+      }
       if (inside) {
 #pragma unroll
         for (int k = 0; k < C::kGates; ++k) {

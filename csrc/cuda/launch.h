@@ -97,6 +97,7 @@ struct SequenceArgs {
   const int64_t* order = nullptr;    // [N]: slices take the rows in this order; null: as they lie
   const int64_t* offsets = nullptr;  // [T], packed: the row at which a step begins
   const bool* reset = nullptr;
+  int64_t reset_stride = 0;  // from one part's marks to the next's; 0 where they share them
   void* exchange = nullptr;  // plan.exchange_bytes, zeroed
   // Forward.
   const void* gates_x = nullptr;

@@ -18,7 +18,7 @@ Math math_of(Dtype dtype, const std::string& op) {
     case Dtype::kFloat64:
       break;
   }
-  STD_TORCH_CHECK(false, "seqkernels::", op, ": there is no persistent kernel for float64");
+  SK_CHECK(false, "seqkernels::", op, ": there is no persistent kernel for float64");
 }
 
 // What forward and backward have in common: the plan, the layout on the device, and memory for the
@@ -29,15 +29,15 @@ class Launch {
   Launch(const CellSizes& spec, bool backward, const Layout& l, const Tensor& h_0,
          const OnDevice& device, const std::string& op)
       : op_(op) {
-    STD_TORCH_CHECK(l.steps < (int64_t(1) << 30), "seqkernels::", op, ": the sequence of ", l.steps,
-                    " steps is too long");
+    SK_CHECK(l.steps < (int64_t(1) << 30), "seqkernels::", op, ": the sequence of ", l.steps,
+             " steps is too long");
     request_ = request_for(device.facts);
     request_.cell = spec.cell, request_.math = math_of(dtype_of(h_0, op), op);
     request_.backward = backward;
     request_.batch = l.batch, request_.hidden = l.hidden;
     request_.parts = static_cast<int>(std::max<int64_t>(1, l.parts)), request_.stacked = l.stacked;
     const KnownPlan known = known_plan(request_, device.index);
-    STD_TORCH_CHECK(known.planned.refusal.empty(), "seqkernels::", op, ": ", known.planned.refusal);
+    SK_CHECK(known.planned.refusal.empty(), "seqkernels::", op, ": ", known.planned.refusal);
     args.plan = known.planned.plan;
     args.not_cooperative = known.not_cooperative;
     args.steps = static_cast<int32_t>(l.steps);
@@ -49,6 +49,7 @@ class Launch {
       args.row_stride = l.parts, args.part_stride = 1;
     }
     if (l.reset.has_value()) args.reset = l.reset->const_data_ptr<bool>();
+    if (l.parts > 0 && !l.stacked) args.reset_stride = l.steps * l.batch;
     if (l.lengths.has_value()) {
       args.lengths = l.lengths->const_data_ptr<int64_t>();
       // A slice runs as long as its longest row: rows of like length share one. Packed rows lie so.
@@ -79,8 +80,8 @@ class Launch {
   void run(const OnDevice& device) {
     const PlanRequest& r = request_;
     const int error = launch_persistent(r.cell, r.math, r.backward, args, device.stream);
-    STD_TORCH_CHECK(!refuses_launch(error), "seqkernels::", op_, ": ",
-                    refuse_plan(r, device.index, error));
+    SK_CHECK(!refuses_launch(error), "seqkernels::", op_, ": ",
+             refuse_plan(r, device.index, error));
     check_launch(error, op_);
   }
 
@@ -99,8 +100,8 @@ struct Weights {
 
 void check_list(const Tensors& list, int64_t count, const std::vector<int64_t>& sizes,
                 const Tensor& like, const std::string& op, const char* name) {
-  STD_TORCH_CHECK(static_cast<int64_t>(list.size()) == count, "seqkernels::", op, ": expected ",
-                  count, " tensors ", name, ", got ", list.size());
+  SK_CHECK(static_cast<int64_t>(list.size()) == count, "seqkernels::", op, ": expected ", count,
+           " tensors ", name, ", got ", list.size());
   for (const Tensor& x : list) check_like(x, like, sizes, op, name);
 }
 void set_weights(const Weights& weights, SequenceArgs* a) {
@@ -190,8 +191,8 @@ void check_parts(const CellSizes& spec, const Layout& l, const Weights& w, const
 
 int64_t layer_count(const Tensors& weight_hh, const std::string& op) {
   const int64_t count = static_cast<int64_t>(weight_hh.size());
-  STD_TORCH_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ",
-                  kMaxParts, " tensors weight_hh, got ", count);
+  SK_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ", kMaxParts,
+           " tensors weight_hh, got ", count);
   return count;
 }
 
@@ -239,8 +240,8 @@ ForwardResult directions_forward(const CellSizes& spec, Tensor gates_x, Tensors 
                                  Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
                                  Optional batch_sizes, Optional reset, bool save) {
   const std::string op = std::string(spec.name) + "_directions_persistent";
-  STD_TORCH_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
-                  weight_hh.size());
+  SK_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
+           weight_hh.size());
   const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, 2);
   check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
   const Weights weights{dense(weight_hh), dense(bias_hh), {}, {}};
@@ -254,8 +255,8 @@ BackwardResult directions_backward(const CellSizes& spec, Optional grad_output, 
                                    Tensor saved, Optional lengths, Optional batch_sizes,
                                    Optional reset) {
   const std::string op = std::string(spec.name) + "_directions_persistent_backward";
-  STD_TORCH_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
-                  weight_hh.size());
+  SK_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
+           weight_hh.size());
   const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, false, op, 2);
   check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh[0], h_0, c_0,
                  output, c_sequence, saved, op);

@@ -8,7 +8,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <optional>
@@ -16,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../check.h"
 #include "launch.h"
 
 #ifndef SK_EMULATE
@@ -50,8 +50,8 @@ class OnDevice {
 #else
   explicit OnDevice(const Tensor& like)
       : index(like.get_device_index()), guard_(like.get_device_index()) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                    "seqkernels: this torch was built without CUDA");
+    SK_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+             "seqkernels: this torch was built without CUDA");
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
     take_facts();
   }
@@ -63,7 +63,7 @@ class OnDevice {
  private:
   void take_facts() {
     const std::string refusal = device_facts(index, &facts);
-    STD_TORCH_CHECK(refusal.empty(), "seqkernels: ", refusal);
+    SK_CHECK(refusal.empty(), "seqkernels: ", refusal);
   }
 #ifndef SK_EMULATE
   torch::stable::accelerator::DeviceGuard guard_;
@@ -71,8 +71,7 @@ class OnDevice {
 };
 
 inline void check_launch(int error, const std::string& what) {
-  STD_TORCH_CHECK(error == 0, "seqkernels::", what, ": CUDA error ", error, ": ",
-                  error_name(error));
+  SK_CHECK(error == 0, "seqkernels::", what, ": CUDA error ", error, ": ", error_name(error));
 }
 
 inline Dtype dtype_of(const Tensor& x, const std::string& op) {
@@ -86,8 +85,8 @@ inline Dtype dtype_of(const Tensor& x, const std::string& op) {
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, "seqkernels::", op,
-                      ": expected float64, float32, float16 or bfloat16 tensors");
+      SK_CHECK(false, "seqkernels::", op,
+               ": expected float64, float32, float16 or bfloat16 tensors");
   }
 }
 inline ScalarType carry_type(Dtype dtype) {
@@ -107,17 +106,17 @@ inline void check_shape(const Tensor& x, const std::vector<int64_t>& sizes, cons
     same = same && x.size(static_cast<int64_t>(i)) == sizes[i];
     wanted += (i ? ", " : "") + std::to_string(sizes[i]);
   }
-  STD_TORCH_CHECK(same, "seqkernels::", op, ": expected ", name, " of shape ", wanted, "], got ",
-                  shape(x));
+  SK_CHECK(same, "seqkernels::", op, ": expected ", name, " of shape ", wanted, "], got ",
+           shape(x));
 }
 // Shape, and the dtype and device of `like`.
 inline void check_like(const Tensor& x, const Tensor& like, const std::vector<int64_t>& sizes,
                        const std::string& op, const char* name) {
   check_shape(x, sizes, op, name);
-  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), "seqkernels::", op, ": ", name,
-                  " has another dtype than the other arguments");
-  STD_TORCH_CHECK(x.get_device_index() == like.get_device_index() && x.is_cpu() == like.is_cpu(),
-                  "seqkernels::", op, ": ", name, " is on another device than the other arguments");
+  SK_CHECK(x.scalar_type() == like.scalar_type(), "seqkernels::", op, ": ", name,
+           " has another dtype than the other arguments");
+  SK_CHECK(x.get_device_index() == like.get_device_index() && x.is_cpu() == like.is_cpu(),
+           "seqkernels::", op, ": ", name, " is on another device than the other arguments");
 }
 inline void check_like(const Optional& x, const Tensor& like, const std::vector<int64_t>& sizes,
                        const std::string& op, const char* name) {
@@ -205,18 +204,18 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
   Layout l;
   l.parts = parts, l.stacked = stacked;
   const int64_t dims = parts > 0 ? 3 : 2;
-  STD_TORCH_CHECK(h_0.dim() == dims && (parts == 0 || h_0.size(0) == parts), "seqkernels::", op,
-                  ": expected h_0 of shape [", parts > 0 ? std::to_string(parts) + ", " : "",
-                  "N, H], got ", shape(h_0));
+  SK_CHECK(h_0.dim() == dims && (parts == 0 || h_0.size(0) == parts), "seqkernels::", op,
+           ": expected h_0 of shape [", parts > 0 ? std::to_string(parts) + ", " : "",
+           "N, H], got ", shape(h_0));
   l.batch = h_0.size(dims - 2);
   l.hidden = h_0.size(dims - 1);
   l.reverse = reverse;
   if (batch_sizes.has_value()) {
-    STD_TORCH_CHECK(!lengths.has_value() && !reset.has_value(), "seqkernels::", op,
-                    ": batch_sizes cannot be combined with lengths or reset");
-    STD_TORCH_CHECK(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long &&
-                        batch_sizes->dim() == 1,
-                    "seqkernels::", op, ": batch_sizes must be an int64 vector on the CPU");
+    SK_CHECK(!lengths.has_value() && !reset.has_value(), "seqkernels::", op,
+             ": batch_sizes cannot be combined with lengths or reset");
+    SK_CHECK(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long &&
+                 batch_sizes->dim() == 1,
+             "seqkernels::", op, ": batch_sizes must be an int64 vector on the CPU");
     const Tensor counts = dense(*batch_sizes);
     const int64_t* p = counts.const_data_ptr<int64_t>();
     l.steps = counts.numel();
@@ -224,30 +223,34 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
     l.offsets.assign(1, 0);
     int64_t above = l.batch;
     for (const int64_t n : l.sizes) {
-      STD_TORCH_CHECK(n > 0 && n <= above, "seqkernels::", op,
-                      ": batch_sizes must not rise, nor exceed the batch of ", l.batch);
+      SK_CHECK(n > 0 && n <= above, "seqkernels::", op,
+               ": batch_sizes must not rise, nor exceed the batch of ", l.batch);
       above = n;
       l.offsets.push_back(l.offsets.back() + n);
     }
-    STD_TORCH_CHECK(l.steps > 0, "seqkernels::", op, ": batch_sizes is empty");
-    STD_TORCH_CHECK(sequence.dim() == steps_at + 2 && sequence.size(steps_at) == l.offsets.back(),
-                    "seqkernels::", op, ": expected packed input of ", l.offsets.back(),
-                    " rows, got ", shape(sequence));
+    SK_CHECK(l.steps > 0, "seqkernels::", op, ": batch_sizes is empty");
+    SK_CHECK(sequence.dim() == steps_at + 2 && sequence.size(steps_at) == l.offsets.back(),
+             "seqkernels::", op, ": expected packed input of ", l.offsets.back(), " rows, got ",
+             shape(sequence));
   } else {
-    STD_TORCH_CHECK(sequence.dim() == steps_at + 3 && sequence.size(steps_at + 1) == l.batch,
-                    "seqkernels::", op, ": expected input of shape [T, ", l.batch, ", .], got ",
-                    shape(sequence));
+    SK_CHECK(sequence.dim() == steps_at + 3 && sequence.size(steps_at + 1) == l.batch,
+             "seqkernels::", op, ": expected input of shape [T, ", l.batch, ", .], got ",
+             shape(sequence));
     l.steps = sequence.size(steps_at);
   }
   const auto check_device = [&](const Optional& x, ScalarType type, const char* name) {
     if (!x.has_value()) return;
-    STD_TORCH_CHECK(x->scalar_type() == type, "seqkernels::", op, ": ", name, " must be ",
-                    type == ScalarType::Long ? "int64" : "bool");
-    STD_TORCH_CHECK(x->get_device_index() == h_0.get_device_index() && x->is_cpu() == h_0.is_cpu(),
-                    "seqkernels::", op, ": ", name, " is on another device than the input");
+    SK_CHECK(x->scalar_type() == type, "seqkernels::", op, ": ", name, " must be ",
+             type == ScalarType::Long ? "int64" : "bool");
+    SK_CHECK(x->get_device_index() == h_0.get_device_index() && x->is_cpu() == h_0.is_cpu(),
+             "seqkernels::", op, ": ", name, " is on another device than the input");
   };
   if (lengths.has_value()) check_shape(*lengths, {l.batch}, op, "lengths");
-  if (reset.has_value()) check_shape(*reset, {l.steps, l.batch}, op, "reset");
+  if (reset.has_value()) {
+    std::vector<int64_t> sizes{l.steps, l.batch};
+    if (parts > 0 && !stacked) sizes.insert(sizes.begin(), parts);
+    check_shape(*reset, sizes, op, "reset");
+  }
   check_device(lengths, ScalarType::Long, "lengths");
   check_device(reset, ScalarType::Bool, "reset");
   l.lengths = dense(lengths);
@@ -261,8 +264,8 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 inline void check_weights(const CellSizes& spec, const Layout& l, const Tensor& weight_hh,
                           const Tensor& h_0, const Optional& c_0, const std::string& op) {
   check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
-  STD_TORCH_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
-                  spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
+  SK_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
+           spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
   check_like(c_0, h_0, l.state_shape(), op, "c_0");
 }
 inline void check_forward(const CellSizes& spec, const Layout& l, const Tensor& gates_x,

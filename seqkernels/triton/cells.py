@@ -124,7 +124,7 @@ def gru_backward(saved, h, c, new_h, new_c, grad_h, grad_c):
 
 @triton.jit
 def gru_reset_before_reset(gates_x_r, gates_x_z, gates_h_r, gates_h_z, h):
-    """First stage: (r, z, r * h). z opens towards the candidate: it is 1 - z of torch."""
+    """First stage: (r, z, r * h)."""
     r = sigmoid(gates_x_r + gates_h_r)
     return r, sigmoid(gates_x_z + gates_h_z), r * h
 
@@ -133,14 +133,14 @@ def gru_reset_before_reset(gates_x_r, gates_x_z, gates_h_r, gates_h_z, h):
 def gru_reset_before_update(gates_x_n, gates_h_n, h, z):
     """Second stage, after the product with r * h: (n, new_h)."""
     n = tanh(gates_x_n + gates_h_n)
-    return n, h + z * (n - h)
+    return n, n + z * (h - n)
 
 
 @triton.jit
 def gru_reset_before_update_backward(z, n, h, grad_h):
     """The gradients of the z and n columns, and of h through the update alone."""
-    grad_z = grad_h * (n - h) * sigmoid_grad(z)
-    return grad_z, grad_h * z * tanh_grad(n), grad_h * (1.0 - z)
+    grad_z = grad_h * (h - n) * sigmoid_grad(z)
+    return grad_z, grad_h * (1.0 - z) * tanh_grad(n), grad_h * z
 
 
 @triton.jit
