@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from ._interrupt import INTERRUPTED, end
+
 # Each command is a module with `main(arguments)`, imported only when it is called.
 COMMANDS = {
     "info": ("seqkernels.info", "what this installation can do, and why not more"),
@@ -21,9 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command")
     parsed = parser.parse_args(arguments)
-    module = importlib.import_module(COMMANDS[parsed.command][0])
-    return module.main(parsed.arguments) or 0
+    try:
+        module = importlib.import_module(COMMANDS[parsed.command][0])
+        return module.main(parsed.arguments) or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -247,8 +247,14 @@ def main(arguments: list[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write the findings")
     add("--plot", type=Path, metavar="FILE", help="plot the norms over time (SVG)")
     parsed = parser.parse_args(arguments)
-    if parsed.steps < 3 or parsed.hidden < 1 or parsed.updates < 0 or not parsed.clip > 0:
-        parser.error("--steps must be 3 or more, --hidden and --clip positive, --updates not < 0")
+    if not (3 <= parsed.steps <= 10**6 and 1 <= parsed.hidden <= 8192):
+        parser.error("--steps must be 3 to 1000000, --hidden 1 to 8192")
+    if parsed.updates < 0 or not parsed.clip > 0:
+        parser.error("--clip must be positive, --updates not negative")
+    if not 0 <= parsed.seed < 2**32:
+        parser.error(f"--seed must be 0 to {2**32 - 1}, got {parsed.seed}")
+    if parsed.plot is not None and parsed.plot == parsed.json:
+        parser.error(f"--json and --plot name one file, {parsed.plot}")
     if parsed.plot is not None and (reason := figures.missing()):
         parser.error(reason)
     print(f"Recall of the first of {parsed.steps} symbols; chance is {100 * CHANCE:.1f} %.")

@@ -109,5 +109,22 @@ def test_the_command_writes_a_table_and_a_plot(tmp_path, capsys):
     assert len(json.loads(result.read_text())) == 6
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
     assert main([*arguments, "--plot", "/no/such/folder/x.svg"]) == 2
-    with pytest.raises(SystemExit):
-        main(["--steps", "2"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--steps", value] for value in ("2", "-1", "2.5", str(2**40))),
+        *(["--hidden", value] for value in ("0", str(2**40))),
+        *(["--seed", value] for value in ("-1", str(2**70))),
+        *(["--clip", value] for value in ("0", "nan")),
+        ["--updates", "-1"],
+        ["--json", "x", "--plot", "x"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_cannot_be_end_with_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert arguments[0] in capsys.readouterr().err.splitlines()[-1]

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,83 @@ def test_a_demanded_cuda_build_without_nvcc_fails_plainly(tmp_path):
     )
     assert done.returncode != 0
     assert "no nvcc in" in done.stderr
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_help(command, option, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main([command, option])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m seqkernels")
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+def test_every_command_refuses_what_it_does_not_know(command, capsys):
+    for arguments in (["--nothing"], ["nothing"]):
+        with pytest.raises(SystemExit) as exit_:
+            __main__.main([command, *arguments])
+        assert exit_.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("usage: ")
+        assert f"error: unrecognized arguments: {arguments[0]}" in printed
+
+
+def interrupted(arguments, when, again=0.0, **environment):
+    """Exit status and what was printed of a command that gets Ctrl-C at a line of its stderr."""
+    command = [sys.executable, "-X", "importtime", "-m", *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.DEVNULL, env=os.environ | environment,
+    )  # fmt: skip
+    try:
+        for line in process.stderr:
+            if line.rstrip().endswith(when):
+                break
+        else:
+            raise AssertionError(f"{when} was not seen")
+        process.send_signal(signal.SIGINT)
+        if again:
+            time.sleep(again)
+            process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    printed = [line for line in rest.splitlines() if not line.startswith("import time:")]
+    return process.returncode, "\n".join(printed)
+
+
+MOMENTS = [
+    ("seqkernels info", "seqkernels._interrupt"),
+    ("seqkernels info", "seqkernels"),
+    ("seqkernels gradients", "torch._C"),
+    ("seqkernels g2p", "torch.nn"),
+    ("seqkernels g2p --words 400", "tqdm"),
+    ("seqkernels.g2p --words 400", "seqkernels.g2p"),
+]
+
+
+@pytest.mark.parametrize("again", [0.0, 0.01])
+@pytest.mark.parametrize(("command", "when"), MOMENTS)
+def test_ctrl_c_ends_a_command_without_a_traceback(command, when, again):
+    status, printed = interrupted(command.split(), f" {when}", again)
+    assert status == 130
+    assert "Traceback" not in printed and len(printed.split("\n")) <= 3, printed
+
+
+def test_ctrl_c_is_left_alone_where_another_program_imports_the_package():
+    code = (
+        "import signal, sys\n"
+        "import seqkernels\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_ctrl_c_in_a_command_called_from_python(monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "main", stop)
+    assert __main__.main(["info"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"

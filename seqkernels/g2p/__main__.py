@@ -1,8 +1,7 @@
 """`python -m seqkernels.g2p`."""
 
-import sys
-
+from .._interrupt import end
 from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -2,20 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from .. import use_backend
+from .._interrupt import INTERRUPTED
 from .checkpoint import load_checkpoint
 from .console import prompt, say
 from .distributed import world
 from .errors import G2PError, require
+from .interrupt import interrupted_once, stop
 from .run import Options, run
-
-INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
+from .schema import SEEDS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,14 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train an encoder-decoder that pronounces English words, score it, ask it.",
     )
     add = parser.add_argument
-    add("--minutes", type=_positive, default=5.0, help="training time; the schedule scales to it")
-    add("--seed", type=int, default=0)
+    add("--minutes", type=_minutes, default=5.0, help="training time; the schedule scales to it")
+    add("--seed", type=_integer(0, SEEDS - 1), default=0)
     add("--cell", choices=("lstm", "gru"), default="gru")
     add("--hidden", type=_even, default=256, help="width of the decoder's state, even")
-    add("--layers", type=_count, default=1, help="recurrent layers of encoder and decoder each")
+    add(
+        "--layers", type=_integer(1), default=1, help="recurrent layers of encoder and decoder each"
+    )
     add(
         "--models",
-        type=_count,
+        type=_integer(1),
         help="models that average their probabilities; by default one for a short training, two "
         "for a long one",
     )
@@ -44,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--backend", help="a backend of seqkernels, or torch for the layers of torch.nn")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--beam", type=_count, default=4, help="hypotheses of the beam search")
-    add("--test-words", type=Path, metavar="FILE", help="test on these words, one a line")
-    add("--words", type=_count, help="use this many words of the dictionary, evenly spaced")
-    add("--json", type=Path, metavar="FILE", help="write the results")
-    add("--checkpoint", type=Path, metavar="FILE", help="keep the model here (safetensors)")
+    add("--beam", type=_integer(1, 1000), default=4, help="hypotheses of the beam search")
+    add("--test-words", type=_path, metavar="FILE", help="test on these words, one a line")
+    add("--words", type=_integer(1), help="use this many words of the dictionary, evenly spaced")
+    add("--json", type=_path, metavar="FILE", help="write the results")
+    add("--checkpoint", type=_path, metavar="FILE", help="keep the model here (safetensors)")
     add("--resume", action="store_true", help="continue the training of --checkpoint")
-    add("--plot", type=Path, metavar="FILE", help="plot losses, errors and attention (SVG)")
+    add("--plot", type=_path, metavar="FILE", help="plot losses, errors and attention (SVG)")
     add("--compare", action="store_true", help="time the same steps with torch.nn")
     add("--say", nargs="+", metavar="WORD", help="pronounce these with --checkpoint; no training")
     return parser
@@ -66,7 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
         device = _device(parsed.device)
         if parsed.checkpoint is not None:
             require("safetensors", "checkpoints need")
-        with _backend(parsed.backend):
+        if parsed.plot is not None:
+            # Before denormals are flushed, of which its import would warn.
+            require("matplotlib", "plots need")
+        with interrupted_once(stop), _backend(parsed.backend):
             if parsed.say:
                 return _say(parsed, device)
             with _flushed_denormals():
@@ -158,27 +165,44 @@ def _device(name: str) -> torch.device:
         raise G2PError(f"unknown device {name!r}; expected cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise G2PError(f"unknown device {name!r}; expected cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise G2PError("there is no GPU that this torch can use")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise G2PError(f"there is no GPU {name!r} that this torch can use")
     return device
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-6 <= value <= 1e6:
+        raise ArgumentTypeError(f"expected a number from 0.000001 to 1000000, got {text!r}")
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
+def _integer(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    expected = f"{least} or more" if most == sys.maxsize else f"{least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ArgumentTypeError(f"expected an integer, {expected}, got {text!r}")
+        return value
+
+    return read
 
 
 def _even(text: str) -> int:
-    value = _count(text)
+    value = _integer(2)(text)
     if value % 2:
-        raise argparse.ArgumentTypeError(f"expected an even number, got {text}")
+        raise ArgumentTypeError(f"expected an even number, got {text!r}")
     return value
+
+
+def _path(text: str) -> Path:
+    if not text or not text.isprintable():
+        raise ArgumentTypeError(f"expected the name of a file that can be printed, got {text!r}")
+    return Path(text)

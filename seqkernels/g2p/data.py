@@ -165,9 +165,17 @@ class Symbols:
         return [ids[letter] for letter in word]
 
     def encode_pronunciation(self, pronunciation: Sequence[str]) -> list[int]:
-        """Ids of the phonemes, between start and end symbol."""
+        """Ids of the phonemes, between start and end symbol.
+
+        Raises:
+            G2PError: a phoneme is not known.
+        """
         ids = {phoneme: i for i, phoneme in enumerate(self.phonemes, 3)}
-        return [BOS, *(ids[phoneme] for phoneme in pronunciation), EOS]
+        try:
+            return [BOS, *(ids[phoneme] for phoneme in pronunciation), EOS]
+        except KeyError as error:
+            known = " ".join(self.phonemes)
+            raise G2PError(f"unknown phoneme {error}; the model knows {known}") from error
 
     def decode_pronunciation(self, ids: Iterable[int]) -> Pronunciation:
         """The phonemes before the end symbol; start and padding, which are silent, are left out."""

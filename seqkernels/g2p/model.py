@@ -1,14 +1,17 @@
 """The model of the example, and how it pronounces words."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from ..cells import CELLS
 from ..seq2seq import Decoder, Encoder, Ensemble, Seq2Seq
 from .data import BOS, EOS, PAD, Pronunciation, Symbols
+from .errors import G2PError
 
 Model = Seq2Seq | Ensemble
 LONGEST = 40  # phonemes of an output; the longest in the dictionary has 28
@@ -76,6 +79,45 @@ def _one_model(config: ModelConfig, symbols: Symbols, library: str) -> Seq2Seq:
     return Seq2Seq(encoder, decoder, bos_idx=BOS, eos_idx=EOS)
 
 
+def parameter_count(config: ModelConfig, symbols: Symbols) -> int:
+    """How many numbers `build_model` would allocate, without building anything."""
+    gates = CELLS.get(config.cell, CELLS["rnn_tanh"]).gates
+    hidden, embedding, attends = config.hidden, config.embedding, config.attention != "none"
+
+    def stack(width: int, directions: int) -> int:
+        layer = gates * width * (width + 2)
+        first = layer + gates * width * embedding
+        others = (config.layers - 1) * (layer + gates * width * directions * width)
+        return directions * (first + others)
+
+    count = (symbols.source_size + symbols.target_size) * embedding
+    count += stack(hidden // 2, 2) if attends else stack(hidden, 1)
+    count += stack(hidden, 1) + symbols.target_size * (hidden + 1)
+    if attends:
+        count += 2 * hidden * hidden  # the layer that merges
+        count += {
+            "dot": 0,
+            "general": hidden * hidden,
+            "additive": 2 * hidden * hidden + 2 * hidden,
+        }[config.attention]
+    return config.models * count
+
+
+def check_memory(config: ModelConfig, symbols: Symbols, device: torch.device) -> None:
+    """Raise a G2PError where the parameters of a training cannot fit in the device's memory."""
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # In float32: weights, gradients and the two moments of Adam.
+    needed = 16 * parameter_count(config, symbols)
+    if needed > available:
+        raise G2PError(
+            f"hidden {config.hidden}, layers {config.layers}, models {config.models}: the "
+            f"parameters of such a training take {needed:,} bytes, {device} has {available:,}"
+        )
+
+
 def members(model: Model) -> list[Seq2Seq]:
     """The models that write together; of one model itself."""
     return list(model.models) if isinstance(model, Ensemble) else [model]
@@ -111,7 +153,8 @@ def pronounce(
         For each word its answers, the best first.
 
     Raises:
-        G2PError: a word is empty or has an unknown letter.
+        G2PError: a word is empty or has an unknown letter, or the model's probabilities are not
+            numbers.
     """
     device = next(model.parameters()).device
     encoded = [symbols.encode_word(word) for word in words]
@@ -134,6 +177,12 @@ def pronounce(
             beam_size=beam,
             num_return_sequences=best,
         )
+        finite = found.scores[::best].isfinite().tolist()
+        if not all(finite):
+            word = words[rows[finite.index(False)]]
+            raise G2PError(
+                f"{word!r}: the model's probabilities are not finite, for its weights are not"
+            )
         columns = found.tokens.t().tolist()
         for place, (ids, score) in enumerate(zip(columns, found.scores.tolist(), strict=True)):
             if not math.isinf(score):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from .. import figures
+from ..seq2seq.evaluation import evaluated
 from .data import Symbols
 from .model import Model, pronounce
 from .train import Progress
@@ -67,9 +68,6 @@ def _attention(model: Model, symbols: Symbols, word: str) -> Attention:
     device = next(model.parameters()).device
     source = torch.tensor([symbols.encode_word(word)], device=device).t()
     target = torch.tensor([symbols.encode_pronunciation(pronunciation)], device=device).t()
-    training = model.training
-    model.eval()
     with torch.no_grad():
-        weights = model.attention_weights(source, target)[0]
-    model.train(training)
+        weights = evaluated(model).attention_weights(source, target)[0]
     return Attention(word, pronunciation, weights.tolist())

@@ -1,12 +1,10 @@
 """One run of the example: data, training, scores, files."""
 
 import json
+import os
 import platform
 import random
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,8 @@ from .data import (
 )
 from .distributed import World
 from .errors import G2PError, require
-from .model import Model, ModelConfig, build_model
+from .interrupt import interrupted_once
+from .model import Model, ModelConfig, build_model, check_memory
 from .plot import training_plot
 from .score import ErrorCounts
 from .train import LEARNING_RATES, Progress, Recipe, Trainer, score_words
@@ -77,9 +76,7 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Model, Sy
     """
     if options.plot is not None:
         require("matplotlib", "plots need")
-    for path in (options.json, options.checkpoint, options.plot):
-        if path is not None:
-            check_writable(path)
+    _check_paths(options)
     report = print if world.first else lambda *_, **__: None
     dictionary = _dictionary(options.words)
     split = _split(dictionary, options.test_words, report)
@@ -108,11 +105,15 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Model, Sy
     # Each process drops out other units.
     torch.manual_seed(seed + trainer.progress.steps + 1_000_003 * world.rank)
     dev_sample = _spaced(split.dev, trainer.recipe.dev_words)
-    with _interrupt_flag() as interrupted:
-        progress = trainer.run(
-            lambda: score(dev_sample), show=bar, save=save, interrupted=interrupted.is_set
-        )
-        bar.clear()
+    # A flag, so that a step is never cut in two.
+    interrupted = threading.Event()
+    with interrupted_once(interrupted.set):
+        try:
+            progress = trainer.run(
+                lambda: score(dev_sample), show=bar, save=save, interrupted=interrupted.is_set
+            )
+        finally:
+            bar.clear()
         if interrupted.is_set():
             kept = "nothing was kept, for want of --checkpoint"
             if options.checkpoint is not None:
@@ -136,6 +137,21 @@ def run(options: Options, device: torch.device, world: World) -> tuple[Model, Sy
             plot = training_plot(progress, trainer.model, symbols, PLOTTED_WORD)
             write_atomically(options.plot, plot.encode())
     return trainer.model, symbols
+
+
+def _check_paths(options: Options) -> None:
+    """Raise a G2PError where two options name one file, or one cannot be written."""
+    seen: dict[str, str] = {}
+    for name in ("test_words", "json", "checkpoint", "plot"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if name != "test_words":
+            check_writable(path)
+        other = seen.setdefault(os.path.realpath(path), name)
+        if other != name:
+            names = f"--{other} and --{name}".replace("_", "-")
+            raise G2PError(f"{names} name one file, {path}")
 
 
 def _dictionary(words: int | None) -> Dictionary:
@@ -188,6 +204,7 @@ def _trainer(
             layers=options.layers,
             models=options.models or 1,
         )
+        check_memory(config, symbols, device)
         rate = LEARNING_RATES[config.cell]
         recipe = Recipe(options.minutes, options.seed, learning_rate=rate)
         batches = PairBatches(dictionary, split.train, symbols, recipe.batch_size)
@@ -204,47 +221,25 @@ def _trainer(
         return Trainer(model, batches, recipe, world), symbols, config
     checkpoint = load_checkpoint(options.checkpoint)
     state = dict(checkpoint.progress)
-    if state.pop("test", None) != split.digest():
+    if state.pop("test") != split.digest():
         raise G2PError(
             f"{options.checkpoint} was trained with other test words; give the same --test-words "
             "and --words"
         )
-    model = checkpoint.build(options.library).to(device)
     cell = checkpoint.config.cell
     if cell not in LEARNING_RATES:
         known = " or ".join(LEARNING_RATES)
         raise G2PError(f"{options.checkpoint} is of the cell {cell!r}; only {known} is trained on")
-    try:
-        seed = state.pop("seed")
-        progress = Progress(**state)
-    except (KeyError, TypeError) as error:
-        raise G2PError(f"{options.checkpoint}: its progress is damaged: {error!r}") from error
+    check_memory(checkpoint.config, checkpoint.symbols, device)
+    model = checkpoint.build(options.library).to(device)
+    seed = state.pop("seed")
+    progress = Progress(**state)
     recipe = Recipe(options.minutes, seed, learning_rate=LEARNING_RATES[cell])
     batches = PairBatches(dictionary, split.train, checkpoint.symbols, recipe.batch_size)
     trainer = Trainer(model, batches, recipe, world, progress)
     restore_optimizer(model, trainer.optimizer, checkpoint.optimizer)
     report(f"continues {options.checkpoint} at {trainer.progress.seconds / 60:.1f} minutes")
     return trainer, checkpoint.symbols, checkpoint.config
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that a step is never cut in two; the second ends."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number, frame):
-        flag.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _results(

@@ -1,5 +1,6 @@
 """Training to a budget of wall-clock time."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from .data import PAD, Batch, Dictionary, PairBatches, Symbols, tokens_of
 from .distributed import World
+from .errors import G2PError
 from .model import Model, members, pronounce
 from .score import ErrorCounts, count_errors
 
@@ -155,6 +157,9 @@ class Trainer:
             show: told the progress and the share of the budget after each step.
             save: called after each development score and at the end.
             interrupted: asked after each step.
+
+        Raises:
+            G2PError: the loss is not a finite number.
         """
         budget = self.recipe.minutes * 60.0
         progress, recipe = self.progress, self.recipe
@@ -163,23 +168,31 @@ class Trainer:
         begun_at = progress.seconds
         processor_base = progress.processor_seconds - time.process_time()
         next_score = self._next_score(progress.seconds, budget)
-        losses: list[Tensor] = []
+        losses: list[float] = []
         while progress.seconds < budget:
             for batch in self._epoch():
                 tokens = tokens_of(batch)
                 batch = tuple(part.to(self.device) for part in batch)
                 rate = recipe.rate(progress.seconds / budget, progress.steps)
                 before = progress.seconds
-                losses.append(self.step(batch, rate))
+                losses.append(self.step(batch, rate).item())
                 progress.seconds = clock.seconds()
                 progress.busy_seconds += progress.seconds - before
                 progress.processor_seconds = processor_base + time.process_time()
                 progress.steps += 1
                 progress.epochs += self.world.size / len(self.batches)
                 progress.tokens += tokens * self.world.size
-                stop = self.world.agree(float(interrupted()), self.device) > 0
+                # What the first process finds: all have the same gradients, and soon the same loss.
+                lost = not math.isfinite(losses[-1])
+                found = self.world.agree(-1.0 if lost else float(interrupted()), self.device)
+                if found < 0:
+                    raise G2PError(
+                        f"the training has diverged: the loss of step {progress.steps} is "
+                        f"{losses[-1]}"
+                    )
+                stop = found > 0
                 if len(losses) == 50 or stop:
-                    mean = torch.stack(losses).mean().item()
+                    mean = sum(losses) / len(losses)
                     progress.loss.append((round(progress.seconds, 2), round(mean, 5)))
                     losses.clear()
                 show(progress, progress.seconds / budget)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_choice, check_integer, check_lengths
+from .layers import LIBRARIES
 from .linear import linear_layer
 
 ATTENTIONS = ("dot", "general", "additive")
@@ -44,15 +46,18 @@ class Attention(nn.Module):
         library: `seqkernels`, or `torch` to build from torch.nn.
 
     Raises:
-        ValueError: unknown kind, or `dot` between different widths.
+        TypeError: a width that is not an integer.
+        ValueError: unknown kind or library, a width below 1, or `dot` between different widths.
     """
 
     def __init__(
         self, kind: str, query_size: int, memory_size: int, *, library: str = "seqkernels"
     ) -> None:
         super().__init__()
-        if kind not in ATTENTIONS:
-            raise ValueError(f"unknown attention {kind!r}; expected one of {', '.join(ATTENTIONS)}")
+        check_choice("attention", kind, ATTENTIONS)
+        check_choice("library", library, LIBRARIES)
+        query_size = check_integer("query_size", query_size)
+        memory_size = check_integer("memory_size", memory_size)
         if kind == "dot" and query_size != memory_size:
             raise ValueError(
                 f"dot attention needs equal widths, got {query_size} in the decoder and "
@@ -73,10 +78,20 @@ class Attention(nn.Module):
         Args:
             memory: the encoder's output, [S, N, M].
             lengths: steps of each row, [N].
+
+        Raises:
+            TypeError: memory is not a tensor, or the lengths are not integers.
+            ValueError: memory or the lengths have another shape, or a length is out of range.
         """
+        if not isinstance(memory, Tensor):
+            raise TypeError(f"memory: expected a Tensor, got {type(memory).__name__}")
+        if memory.dim() != 3 or memory.shape[2] != self.memory_size:
+            shape = list(memory.shape)
+            raise ValueError(f"memory: expected [S, N, {self.memory_size}], got {shape}")
         keys = memory if self.kind == "dot" else self.key(memory)
         bias = None
         if lengths is not None:
+            check_lengths(lengths, memory.shape[0], memory.shape[1])
             time = torch.arange(memory.shape[0], device=memory.device)
             past_end = time >= lengths.to(memory.device).unsqueeze(1)
             bias = memory.new_zeros(past_end.shape).masked_fill(past_end, -torch.inf).unsqueeze(1)
@@ -91,7 +106,12 @@ class Attention(nn.Module):
 
         Returns:
             tanh(W [context; query]), [T, N, H], and the weights of the source steps, [N, T, S].
+
+        Raises:
+            TypeError: memory is not from `prepare`.
         """
+        if not isinstance(memory, Memory):
+            raise TypeError(f"memory: expected a Memory of `prepare`, got {type(memory).__name__}")
         rows = query.transpose(0, 1)
         if self.kind == "additive":
             hidden = torch.tanh(self.query(rows).unsqueeze(2) + memory.keys.unsqueeze(1))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .checks import check_choice, check_states, check_type
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import States
@@ -24,15 +25,18 @@ class Bridge(nn.Module):
         kind: `join` or `linear`; by default `join` where it fits.
 
     Raises:
+        TypeError: not an encoder or not a decoder.
         ValueError: the two cannot be joined; the message says why.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, kind: str | None = None) -> None:
         super().__init__()
+        check_type("encoder", encoder, Encoder)
+        check_type("decoder", decoder, Decoder)
         fits = encoder.output_size == decoder.hidden_size
-        kind = kind or ("join" if fits else "linear")
-        if kind not in BRIDGES:
-            raise ValueError(f"unknown bridge {kind!r}; expected one of {', '.join(BRIDGES)}")
+        if kind is None:
+            kind = "join" if fits else "linear"
+        check_choice("bridge", kind, BRIDGES)
         if kind == "join" and not fits:
             raise ValueError(
                 f"bridge 'join': the encoder's state is {encoder.output_size} wide, the decoder's "
@@ -45,16 +49,26 @@ class Bridge(nn.Module):
                 f"the decoder has {decoder.num_layers} layers, the encoder {encoder.num_layers}"
             )
         self.directions = encoder.directions
+        self.expected = (
+            2 if decoder.cell == "lstm" else 1,
+            encoder.num_layers * encoder.directions,
+            encoder.hidden_size,
+        )
         self.num_layers = decoder.num_layers
         self.linears = None
         if kind == "linear":
-            count = 2 if decoder.cell == "lstm" else 1
             self.linears = nn.ModuleList(
-                nn.Linear(encoder.output_size, decoder.hidden_size) for _ in range(count)
+                nn.Linear(encoder.output_size, decoder.hidden_size) for _ in range(self.expected[0])
             )
 
     def forward(self, states: States) -> States:
-        """Map (h,) or (h, c), each [L*D, N, H], to what the decoder starts from."""
+        """Map (h,) or (h, c), each [L*D, N, H], to what the decoder starts from.
+
+        Raises:
+            TypeError: not a tuple of tensors.
+            ValueError: states of another number or shape.
+        """
+        check_states("states", states, *self.expected)
         joined = tuple(self._join(state) for state in states)
         if self.linears is None:
             return joined

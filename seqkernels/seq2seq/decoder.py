@@ -6,6 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, Memory
+from .checks import (
+    check_flag,
+    check_integer,
+    check_probability,
+    check_states,
+    check_symbol,
+    check_tokens,
+)
 from .dropout import dropout_layer
 from .encoder import make_embedding
 from .layers import States, recurrent_layer, run, run_embedded
@@ -54,7 +62,9 @@ class Decoder(nn.Module):
         library: `seqkernels`, or `torch` to build from torch.nn.
 
     Raises:
-        ValueError: arguments that do not fit together; the message names them.
+        TypeError: a number of another type, or a shared embedding that is none.
+        ValueError: a number out of range, or arguments that do not fit together; the message names
+            them.
     """
 
     def __init__(
@@ -79,42 +89,46 @@ class Decoder(nn.Module):
         library: str = "seqkernels",
     ) -> None:
         super().__init__()
+        self.input_feeding = check_flag("input_feeding", input_feeding)
         if input_feeding and attention is None:
             raise ValueError("input_feeding needs attention")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
+        self.input_size = check_integer("input_size", input_size)
+        self.hidden_size = hidden_size = check_integer("hidden_size", hidden_size)
+        self.num_layers = check_integer("num_layers", num_layers)
         self.cell = cell
-        self.output_size = input_size if output_size is None else output_size
-        self.input_feeding = input_feeding
-        self.padding_idx = padding_idx
-        self.batch_first = batch_first
-        self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = dropout_layer(
-            dropout if embedding_dropout is None else embedding_dropout, library
+        self.output_size = self.input_size
+        if output_size is not None:
+            self.output_size = check_integer("output_size", output_size)
+        self.padding_idx = check_symbol("padding_idx", padding_idx, self.input_size)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self.embedding = make_embedding(
+            self.input_size, embedding_size, self.padding_idx, embedding
         )
+        embedding_size = self.embedding.embedding_dim
+        check_probability("dropout", dropout)
+        own_dropout = dropout if embedding_dropout is None else embedding_dropout
+        self.dropout = dropout_layer("embedding_dropout", own_dropout, library)
         self.rnn = recurrent_layer(
             cell,
             embedding_size + (hidden_size if input_feeding else 0),
             hidden_size,
-            num_layers,
+            self.num_layers,
             dropout=dropout,
             library=library,
         )
+        memory_size = hidden_size if memory_size is None else memory_size
+        check_integer("memory_size", memory_size)
         self.attention = None
         if attention is not None:
-            self.attention = Attention(
-                attention, hidden_size, memory_size or hidden_size, library=library
-            )
-        self.output_dropout = dropout_layer(
-            dropout if output_dropout is None else output_dropout, library
-        )
+            self.attention = Attention(attention, hidden_size, memory_size, library=library)
+        own_dropout = dropout if output_dropout is None else output_dropout
+        self.output_dropout = dropout_layer("output_dropout", own_dropout, library)
         self.output = linear_layer(hidden_size, self.output_size, library=library)
-        if tied_output:
-            if (self.output_size, hidden_size) != (input_size, embedding_size):
+        if check_flag("tied_output", tied_output):
+            if (self.output_size, hidden_size) != (self.input_size, embedding_size):
                 raise ValueError(
                     f"tied_output: the output layer is [{self.output_size}, {hidden_size}], "
-                    f"the embedding [{input_size}, {embedding_size}]"
+                    f"the embedding [{self.input_size}, {embedding_size}]"
                 )
             self.output.weight = self.embedding.weight
 
@@ -135,7 +149,15 @@ class Decoder(nn.Module):
 
         Returns:
             Scores before the softmax, [T, N, V] or [N, T, V], and the final states.
+
+        Raises:
+            TypeError: inputs are not integers, states no tensors, or memory is missing.
+            ValueError: nothing to read, or states of another number or shape.
+            IndexError: a symbol outside the vocabulary.
         """
+        check_tokens("inputs", inputs, self.input_size)
+        count = 2 if self.cell == "lstm" else 1
+        check_states("states", states, count, self.num_layers, self.hidden_size)
         inputs = inputs.t() if self.batch_first else inputs
         scores, carry, _ = self.decode(inputs, self.start(states), memory)
         return (scores.transpose(0, 1) if self.batch_first else scores), carry.states

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .checks import check_probability
+
 
 class Dropout(nn.Dropout):
     """`torch.nn.Dropout`; on the CPU the probability is rounded to a multiple of 2 ** -16.
@@ -29,6 +31,17 @@ class Dropout(nn.Dropout):
         return input * mask.view(input.shape)
 
 
-def dropout_layer(p: float, library: str = "seqkernels") -> nn.Dropout:
-    """Dropout of seqkernels, or of torch.nn to compare with."""
+def dropout_layer(name: str, p: float, library: str = "seqkernels") -> nn.Dropout:
+    """Dropout of seqkernels, or of torch.nn to compare with.
+
+    Args:
+        name: of the probability, in the message of an error.
+        p: probability of zeroing an element.
+        library: `seqkernels` or `torch`.
+
+    Raises:
+        TypeError: p is not a number.
+        ValueError: p is not between 0 and 1.
+    """
+    check_probability(name, p)
     return nn.Dropout(p) if library == "torch" else Dropout(p)

@@ -2,7 +2,15 @@
 
 from torch import Tensor, nn
 
-from .checks import check_lengths, check_tokens
+from .checks import (
+    check_flag,
+    check_integer,
+    check_lengths,
+    check_probability,
+    check_symbol,
+    check_tokens,
+    check_type,
+)
 from .dropout import dropout_layer
 from .layers import States, recurrent_layer, reverse_rows, run_embedded
 
@@ -26,7 +34,9 @@ class Encoder(nn.Module):
         library: `seqkernels`, or `torch` to build from torch.nn.
 
     Raises:
-        ValueError: unknown cell or library, or a shared embedding of another size.
+        TypeError: a number of another type, or a shared embedding that is none.
+        ValueError: a number out of range, unknown cell or library, or a shared embedding of another
+            size.
     """
 
     def __init__(
@@ -47,24 +57,27 @@ class Encoder(nn.Module):
         library: str = "seqkernels",
     ) -> None:
         super().__init__()
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
+        self.input_size = check_integer("input_size", input_size)
+        self.hidden_size = check_integer("hidden_size", hidden_size)
+        self.num_layers = check_integer("num_layers", num_layers)
         self.cell = cell
+        bidirectional = check_flag("bidirectional", bidirectional)
         self.directions = 2 if bidirectional else 1
-        self.output_size = hidden_size * self.directions
-        self.reverse_source = reverse_source
-        self.padding_idx = padding_idx
-        self.batch_first = batch_first
-        self.embedding = make_embedding(input_size, embedding_size, padding_idx, embedding)
-        self.dropout = dropout_layer(
-            dropout if embedding_dropout is None else embedding_dropout, library
+        self.output_size = self.hidden_size * self.directions
+        self.reverse_source = check_flag("reverse_source", reverse_source)
+        self.padding_idx = check_symbol("padding_idx", padding_idx, self.input_size)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self.embedding = make_embedding(
+            self.input_size, embedding_size, self.padding_idx, embedding
         )
+        check_probability("dropout", dropout)
+        own_dropout = dropout if embedding_dropout is None else embedding_dropout
+        self.dropout = dropout_layer("embedding_dropout", own_dropout, library)
         self.rnn = recurrent_layer(
             cell,
-            embedding_size,
-            hidden_size,
-            num_layers,
+            self.embedding.embedding_dim,
+            self.hidden_size,
+            self.num_layers,
             bidirectional=bidirectional,
             dropout=dropout,
             library=library,
@@ -92,8 +105,7 @@ class Encoder(nn.Module):
         self, source: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, States, Tensor | None]:
         """As `forward`, but always time-first, and with the lengths that were used."""
-        read = isinstance(source, Tensor) and source.is_cpu
-        check_tokens("source", source, self.input_size, values=read)
+        check_tokens("source", source, self.input_size)
         if self.batch_first:
             source = source.t()
         if lengths is None and self.padding_idx is not None:
@@ -112,9 +124,14 @@ class Encoder(nn.Module):
 def make_embedding(
     input_size: int, embedding_size: int, padding_idx: int | None, shared: nn.Embedding | None
 ) -> nn.Embedding:
-    """The shared embedding after a check of its size, or a new one."""
+    """The shared embedding after a check of its size, or a new one.
+
+    The number of symbols and the padding symbol have been checked.
+    """
+    embedding_size = check_integer("embedding_size", embedding_size)
     if shared is None:
         return nn.Embedding(input_size, embedding_size, padding_idx=padding_idx)
+    check_type("embedding", shared, nn.Embedding)
     expected, got = (input_size, embedding_size), tuple(shared.weight.shape)
     if got != expected:
         raise ValueError(f"shared embedding: expected {list(expected)}, got {list(got)}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, Memory
+from .checks import check_type
 from .decoder import Carry, Decoder
 from .encoder import Encoder
 from .generation import GenerationMixin
@@ -26,6 +27,7 @@ class Ensemble(GenerationMixin, nn.Module):
         models: the members, at least one.
 
     Raises:
+        TypeError: a member that is not a `Seq2Seq`.
         ValueError: no member, or members that differ in symbols, `bos_idx`, `eos_idx`, padding or
             `batch_first`; the message says in what.
     """
@@ -34,6 +36,8 @@ class Ensemble(GenerationMixin, nn.Module):
         super().__init__()
         if len(models) == 0:
             raise ValueError("an ensemble needs at least one model")
+        for index, model in enumerate(models):
+            check_type(f"models[{index}]", model, Seq2Seq)
         for name, of in _SHARED.items():
             values = [of(model) for model in models]
             if any(value != values[0] for value in values):

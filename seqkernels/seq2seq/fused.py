@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, decode
+from ..nn.base import recurrence
 from .decoder import Carry, Decoder
 from .layers import CELL_OPTIONS, LIBRARIES, hooked
 
@@ -18,15 +19,15 @@ def refusal(decoder: Decoder, carry: Carry) -> str | None:
         return "the decoder has attention"
     if not isinstance(decoder.rnn, LIBRARIES["seqkernels"][kind]):
         return "the decoder was built from torch.nn"
-    if decoder.output_size > decoder.input_size:
-        return "it scores symbols that it cannot read"
     if torch.is_autocast_enabled(device.type) or carry.states[0].dtype != dtype:
         return f"the states are {carry.states[0].dtype}, the weights {dtype}"
     if decoder.embedding.max_norm is not None:
         return "the embedding renormalises what it looks up"
     if any(map(hooked, (decoder.embedding, decoder.dropout, decoder.rnn, decoder.output))):
         return "a hook on a part of the decoder would not be called"
-    if not _has_kernel(decoder.rnn.cell, device.type):
+    if getattr(decoder.rnn, "_seqkernels_update", "keep") != "keep":
+        return "an open update gate replaces the state"
+    if not _has_kernel(recurrence(decoder.rnn), device.type):
         return f"there is no fused kernel for {device.type}"
     return None
 
@@ -38,7 +39,7 @@ def greedy(
     rnn = decoder.rnn
     layers = [rnn.all_weights[layer] for layer in range(decoder.num_layers)]
     found = decode.greedy(
-        rnn.cell,
+        recurrence(rnn),
         decoder.embedding.weight,
         layers,
         (decoder.output.weight, decoder.output.bias),

@@ -1,10 +1,20 @@
 """Writing targets: what one model and several together have in common."""
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 from . import search
-from .checks import check_count, check_tokens
+from .checks import (
+    check_choice,
+    check_integer,
+    check_reads_own,
+    check_symbol,
+    check_tokens,
+)
+from .evaluation import evaluated
 
 STRATEGIES = ("greedy", "beam")
 
@@ -29,7 +39,9 @@ class GenerationMixin:
     ) -> search.Generation:
         """Write the best target that the search finds for each source.
 
-        Runs in evaluation mode and without gradients, and stops when all rows have ended.
+        Runs without gradients and in evaluation mode, and stops when all rows have ended. The
+        modules themselves keep their modes, and other threads may train them meanwhile: see
+        `seqkernels.seq2seq.evaluation`.
 
         Args:
             source: symbols, [S, N], or [N, S] with batch_first.
@@ -51,48 +63,44 @@ class GenerationMixin:
 
         Raises:
             TypeError: a number that is not an integer, or one of `forward`'s reasons.
-            ValueError: an unknown strategy or a number out of range, or one of `forward`'s reasons.
-            IndexError: a symbol outside the vocabulary, bos_idx and eos_idx included.
+            ValueError: an unknown strategy, a number out of range, bos_idx and eos_idx included, a
+                decoder that writes what it cannot read, or one of `forward`'s reasons.
+            IndexError: a symbol of the source outside the vocabulary.
             RuntimeError: the fused op was asked for and cannot run; the message says why.
         """
         if self.bos_idx is None or self.eos_idx is None:
             raise ValueError("generate needs bos_idx and eos_idx; pass them to Seq2Seq")
-        self._check_special("bos_idx", self.bos_idx, self.decoder.input_size)
-        self._check_special("eos_idx", self.eos_idx, self.decoder.output_size)
-        if strategy not in STRATEGIES:
-            raise ValueError(
-                f"unknown strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}"
-            )
-        beam_size = 1 if strategy == "greedy" else beam_size
-        check_count("beam_size", beam_size)
-        check_count("num_return_sequences", num_return_sequences)
-        if num_return_sequences > beam_size:
-            raise ValueError(
-                f"num_return_sequences: expected 1 to {beam_size}, the beam's size, got "
-                f"{num_return_sequences}"
-            )
+        bos_idx = check_symbol("bos_idx", self.bos_idx, self.decoder.input_size)
+        eos_idx = check_symbol("eos_idx", self.eos_idx, self.decoder.output_size)
+        check_reads_own(self.decoder.output_size, self.decoder.input_size)
+        check_choice("strategy", strategy, STRATEGIES)
+        beam_size = 1 if strategy == "greedy" else check_integer("beam_size", beam_size)
+        wanted = check_integer("num_return_sequences", num_return_sequences, 1, beam_size)
         if fused and beam_size > 1:
             raise ValueError("fused: only the greedy search is one op")
         check_tokens("source", source, self.encoder.input_size, values=True)
         if max_length is None:
             max_length = 2 * source.shape[1 if self.batch_first else 0] + 10
-        check_count("max_length", max_length)
-        task = search.Task(self.decoder, self.bos_idx, self.eos_idx, max_length, length_penalty)
-        # Parts of a model may be in different modes, such as a frozen encoder in evaluation.
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                carry, memory = self.encode(source, lengths)
-                if beam_size == 1:
-                    found = search.greedy(task, carry, memory, fused)
-                else:
-                    found = search.beam(task, carry, memory, beam_size, num_return_sequences)
-        finally:
-            for module, training in modes:
-                module.training = training
+        else:
+            max_length = check_integer("max_length", max_length)
+        _check_penalty(length_penalty, max_length)
+        model = evaluated(self)
+        task = search.Task(model.decoder, bos_idx, eos_idx, max_length, length_penalty)
+        with torch.no_grad():
+            carry, memory = model.encode(source, lengths)
+            if beam_size == 1:
+                found = search.greedy(task, carry, memory, fused)
+            else:
+                found = search.beam(task, carry, memory, beam_size, wanted)
         return found._replace(tokens=found.tokens.t()) if self.batch_first else found
 
-    def _check_special(self, name: str, symbol: int, size: int) -> None:
-        if not 0 <= symbol < size:
-            raise IndexError(f"{name}: id {symbol} is outside the vocabulary, 0 to {size - 1}")
+
+def _check_penalty(penalty: float, max_length: int) -> None:
+    """Raise an error where ((5 + max_length) / 6) ** penalty is not a number of float32."""
+    if isinstance(penalty, bool) or not isinstance(penalty, Real):
+        raise TypeError(f"length_penalty: expected a number, got {penalty!r}")
+    # exp(85) is within the range, and so is its inverse.
+    if not (abs(penalty) < 1e3 and abs(penalty) * math.log((5 + max_length) / 6) < 85):
+        raise ValueError(
+            f"length_penalty: {penalty} with max_length={max_length} exceeds the range of float32"
+        )

@@ -6,9 +6,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .. import dispatch
 from ..cells import CELLS
-from ..functional import _transformed
+from ..modes import transformed
 from ..nn import GRU, LSTM, RNN
+from ..nn.base import layer_weights, recurrence
 from ..ops.embedded import EMBEDDED
+from .checks import check_choice
 
 States = tuple[Tensor, ...]  # (h,) or (h, c), each [L*D, N, H]
 
@@ -49,10 +51,8 @@ def recurrent_layer(
     Raises:
         ValueError: unknown cell or library.
     """
-    if cell not in CELL_OPTIONS:
-        raise ValueError(f"unknown cell {cell!r}; expected one of {', '.join(CELL_OPTIONS)}")
-    if library not in LIBRARIES:
-        raise ValueError(f"unknown library {library!r}; expected one of {', '.join(LIBRARIES)}")
+    check_choice("cell", cell, CELL_OPTIONS)
+    check_choice("library", library, LIBRARIES)
     kind, options = CELL_OPTIONS[cell]
     return LIBRARIES[library][kind](
         input_size,
@@ -109,18 +109,18 @@ def run_embedded(
         return run(layer, dropout(embedding(tokens)), state, lengths)
     tokens = tokens.to(torch.int64)
     shape = _state_shape(layer, tokens)
-    count = CELLS[layer.cell].states
+    count = CELLS[recurrence(layer)].states
     if state is None:
         state = (embedding.weight.new_zeros(shape),) * count
     if lengths is not None:
         lengths = lengths.to(torch.int64)
     outputs, finals = [], []
     for index in range(shape[0]):
-        weights = layer._weights(index)
+        weights = layer_weights(layer, index)
         if not layer.bias:
             weights += [None, None]
         h_0, c_0 = (*(s[index] for s in state), None)[:2]
-        output, *final = EMBEDDED[layer.cell](
+        output, *final = EMBEDDED[recurrence(layer)](
             tokens, embedding.weight, embedding.padding_idx, *weights, h_0, c_0, lengths, index == 1
         )
         outputs.append(output)
@@ -149,6 +149,7 @@ def _projects_vocabulary(
         isinstance(layer, (LSTM, GRU, RNN))
         and layer.num_layers == 1
         and not layer.proj_size
+        and getattr(layer, "_seqkernels_update", "keep") == "keep"
         and not (dropout.training and dropout.p > 0.0)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -157,7 +158,7 @@ def _projects_vocabulary(
         and weight.shape[1] == layer.input_size
         and (
             state is None
-            or len(state) == CELLS[layer.cell].states
+            or len(state) == CELLS[recurrence(layer)].states
             and all(
                 s.shape == _state_shape(layer, tokens) and s.dtype == weight.dtype and s.is_cpu
                 for s in state
@@ -169,7 +170,7 @@ def _projects_vocabulary(
         and not embedding.scale_grad_by_freq
         and not embedding.sparse
         and not any(hooked(module) for module in (embedding, dropout, layer))
-        and not _transformed((weight, tokens))
+        and not transformed((weight, tokens))
     )
 
 

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from .attention import Memory
 from .bridge import Bridge
-from .checks import check_tokens
+from .checks import (
+    check_probability,
+    check_reads_own,
+    check_symbol,
+    check_tokens,
+    check_type,
+)
 from .decoder import Carry, Decoder
 from .encoder import Encoder
 from .generation import GenerationMixin
@@ -23,7 +29,9 @@ class Seq2Seq(GenerationMixin, nn.Module):
         eos_idx: the symbol at the end of every target; `generate` needs it.
 
     Raises:
-        ValueError: encoder and decoder do not fit together; the message says why.
+        TypeError: not an encoder, not a decoder, or a symbol that is not an integer.
+        ValueError: encoder and decoder do not fit together, or a symbol is outside the vocabulary;
+            the message says why.
     """
 
     def __init__(
@@ -36,6 +44,8 @@ class Seq2Seq(GenerationMixin, nn.Module):
         eos_idx: int | None = None,
     ) -> None:
         super().__init__()
+        check_type("encoder", encoder, Encoder)
+        check_type("decoder", decoder, Decoder)
         if encoder.batch_first != decoder.batch_first:
             raise ValueError("batch_first differs between encoder and decoder")
         attention = decoder.attention
@@ -48,8 +58,8 @@ class Seq2Seq(GenerationMixin, nn.Module):
         self.decoder = decoder
         self.bridge = Bridge(encoder, decoder, bridge)
         self.batch_first = encoder.batch_first
-        self.bos_idx = bos_idx
-        self.eos_idx = eos_idx
+        self.bos_idx = check_symbol("bos_idx", bos_idx, decoder.input_size)
+        self.eos_idx = check_symbol("eos_idx", eos_idx, decoder.output_size)
 
     def forward(
         self,
@@ -78,13 +88,12 @@ class Seq2Seq(GenerationMixin, nn.Module):
             zero, for the start symbol is given.
 
         Raises:
-            TypeError: source, target or lengths are not integers.
-            ValueError: something is empty, a sequence has length 0, batches differ, or the ratio
-                is not between 0 and 1.
+            TypeError: source, target or lengths are not integers, or the ratio is not a number.
+            ValueError: something is empty, a sequence has length 0, batches differ, the ratio is
+                not between 0 and 1, or below 1 for a decoder that writes what it cannot read.
             IndexError: a symbol outside the vocabulary.
         """
-        if not 0.0 <= teacher_forcing_ratio <= 1.0:
-            raise ValueError(f"teacher_forcing_ratio: expected 0 to 1, got {teacher_forcing_ratio}")
+        check_probability("teacher_forcing_ratio", teacher_forcing_ratio)
         inputs = self._time_first_target(source, target)[:-1]
         carry, memory = self.encode(source, lengths)
         if len(inputs) == 0:
@@ -92,6 +101,7 @@ class Seq2Seq(GenerationMixin, nn.Module):
         elif teacher_forcing_ratio == 1.0:
             scores, _, _ = self.decoder.decode(inputs, carry, memory)
         else:
+            check_reads_own(self.decoder.output_size, self.decoder.input_size)
             scores = self._sample_scheduled(inputs, carry, memory, teacher_forcing_ratio)
         scores = nn.functional.pad(scores, (0, 0, 0, 0, 1, 0))
         return scores.transpose(0, 1) if self.batch_first else scores
@@ -134,8 +144,7 @@ class Seq2Seq(GenerationMixin, nn.Module):
 
     def _time_first_target(self, source: Tensor, target: Tensor) -> Tensor:
         check_tokens("source", source, self.encoder.input_size, values=False)
-        read = isinstance(target, Tensor) and target.is_cpu
-        check_tokens("target", target, self.decoder.input_size, values=read)
+        check_tokens("target", target, self.decoder.input_size)
         rows = 0 if self.batch_first else 1
         if source.shape[rows] != target.shape[rows]:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import math
 
+from .checks import check_choice, check_integer, check_probability
+
 DECAYS = ("linear", "exponential", "inverse_sigmoid")
 
 
@@ -18,17 +20,22 @@ def teacher_forcing_ratio(
         floor: the ratio never falls below this.
 
     Raises:
-        ValueError: unknown decay, or a rate that the formula does not allow.
+        TypeError: a number of another type.
+        ValueError: unknown decay, a number out of range, or a rate that the formula does not allow.
     """
-    if decay not in DECAYS:
-        raise ValueError(f"unknown decay {decay!r}; expected one of {', '.join(DECAYS)}")
+    check_choice("decay", decay, DECAYS)
+    check_integer("step", step, 0)
+    check_probability("floor", floor)
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"rate: expected a number, got {rate!r}")
+    allowed = 0.0 <= rate <= 1e300
     if decay == "linear":
-        allowed, ratio = rate >= 0.0, 1.0 - rate * step
+        ratio = 1.0 - float(rate) * step if allowed else 0.0
     elif decay == "exponential":
         allowed = 0.0 < rate < 1.0
         ratio = rate**step if allowed else 0.0
     else:
-        allowed = rate >= 1.0
+        allowed = allowed and rate >= 1.0
         # Beyond 700 the exponential leaves the range of a double and the ratio is 0 in any case.
         ratio = rate / (rate + math.exp(min(step / rate, 700.0))) if allowed else 0.0
     if not allowed:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .checks import check_tokens
+from .checks import check_probability, check_states, check_tokens
 from .decoder import Decoder
 from .encoder import Encoder
 
@@ -28,6 +28,7 @@ class EncoderLSTM(Encoder):
         p: float,
         padding_idx: int | None = None,
     ) -> None:
+        check_probability("p", p)
         super().__init__(
             input_size, embedding_size, hidden_size, num_layers, dropout=p, padding_idx=padding_idx
         )
@@ -61,6 +62,7 @@ class DecoderLSTM(Decoder):
         output_size: int,
         padding_idx: int | None = None,
     ) -> None:
+        check_probability("p", p)
         super().__init__(
             input_size,
             embedding_size,
@@ -85,6 +87,9 @@ class DecoderLSTM(Decoder):
         Returns:
             Scores of the next symbol, [N, V], and the new states.
         """
-        check_tokens("x", x.unsqueeze(0), self.input_size, values=x.device.type == "cpu")
-        scores, carry = self.step(x, self.start((hidden_state, cell_state)), None)
+        row = x.unsqueeze(0) if isinstance(x, Tensor) else x
+        check_tokens("x", row, self.input_size)
+        states = (hidden_state, cell_state)
+        check_states("hidden_state, cell_state", states, 2, self.num_layers, self.hidden_size)
+        scores, carry = self.step(x, self.start(states), None)
         return scores, *carry.states

@@ -1,13 +1,20 @@
 """Short runs and small trainers that the tests of this folder share."""
 
+import json
+from dataclasses import asdict
+
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from seqkernels.g2p import ModelConfig, build_model
+from seqkernels.g2p.checkpoint import Checkpoint, save_checkpoint
 from seqkernels.g2p.data import PairBatches, Symbols
 from seqkernels.g2p.run import Options
-from seqkernels.g2p.train import Recipe, Trainer
+from seqkernels.g2p.train import Progress, Recipe, Trainer
 
 CPU = torch.device("cpu")
+QUICK_ARGUMENTS = ["--minutes", "0.02", "--models", "2", "--hidden", "32", "--words", "400"]
 QUICK = Options(minutes=0.02, hidden=32, words=400, models=2)
 
 
@@ -18,3 +25,28 @@ def make_trainer(dictionary, library="seqkernels", **options):
     model = build_model(config, symbols, library)
     batches = PairBatches(dictionary, list(dictionary), symbols, 32)
     return Trainer(model, batches, Recipe()), symbols, config
+
+
+def progress_of(split="none", **fields):
+    """The progress in a checkpoint, of a training that has not begun."""
+    return asdict(Progress()) | {"seed": 0, "test": split} | fields
+
+
+def write_checkpoint(path, dictionary, **options):
+    """A checkpoint of a small model that was not trained, and the model."""
+    trainer, symbols, config = make_trainer(dictionary, **options)
+    weights = trainer.model.state_dict()
+    save_checkpoint(path, Checkpoint(config, symbols, progress_of(), weights, {}))
+    return trainer.model
+
+
+def edit(path, change):
+    """Change a checkpoint's description (a part's fields by its name) and tensors in place."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    form = metadata.pop("format")
+    description = {part: json.loads(text) for part, text in metadata.items()}
+    change(description, tensors)
+    metadata = {part: json.dumps(fields) for part, fields in description.items()}
+    save_file(tensors, path, metadata | {"format": form})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from g2p_runs import CPU, QUICK, make_trainer
+from g2p_runs import CPU, QUICK, QUICK_ARGUMENTS, make_trainer, progress_of
 
 from seqkernels.g2p import G2PError, build_model, main, pronounce
 from seqkernels.g2p import run as run_module
@@ -23,7 +23,6 @@ from seqkernels.g2p.run import run
 from seqkernels.g2p.train import Progress, Recipe, Trainer, score_words
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK_ARGUMENTS = ["--minutes", "0.02", "--models", "2", "--hidden", "32", "--words", "400"]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "read_once")
 
@@ -171,10 +170,27 @@ def test_an_interrupted_training_keeps_its_last_step(tmp_path, capsys, monkeypat
     assert "--resume continues" in capsys.readouterr().out
 
 
+def test_a_second_ctrl_c_ends_a_training_at_once(tmp_path, capsys, monkeypatch):
+    def interrupting(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(Trainer, "step", interrupting)
+    path = tmp_path / "model.safetensors"
+    handler = signal.getsignal(signal.SIGINT)
+    assert main([*QUICK_ARGUMENTS, "--checkpoint", str(path)]) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert not path.exists()
+
+
 def test_words_that_cannot_be_said_are_named(tmp_path, dictionary, capsys):
     trainer, symbols, config = make_trainer(dictionary)
     path = tmp_path / "model.safetensors"
-    save_checkpoint(path, Checkpoint(config, symbols, {}, trainer.model.state_dict(), {}))
+    save_checkpoint(
+        path, Checkpoint(config, symbols, progress_of(), trainer.model.state_dict(), {})
+    )
     assert main(["--checkpoint", str(path), "--say", "naïve", "", "fine"]) == 2
     captured = capsys.readouterr()
     assert "unknown symbol 'ï'" in captured.err

@@ -1,0 +1,242 @@
+"""Random arguments, possible and impossible: every call works or says what it does not take."""
+
+import math
+import random
+
+import pytest
+import torch
+from seq2seq_models import small_model
+from tiers import first_of
+from torch import nn
+
+from seqkernels.seq2seq import (
+    Attention,
+    Bridge,
+    Decoder,
+    DecoderLSTM,
+    Encoder,
+    EncoderLSTM,
+    Ensemble,
+    Seq2Seq,
+    teacher_forcing_ratio,
+)
+
+CALLS = 250  # of one test
+
+NOTHINGS = (None, "", "3", b"3", [], {}, (), [2], object(), int, 1j, nn.Linear(1, 1))
+NUMBERS = (0, -1, -(2**63), 2**70, 10**400, True, False, 0.0, 2.5, -0.5, math.nan, math.inf)
+TENSORS = (torch.tensor(2), torch.tensor(0.5), torch.zeros(2), torch.zeros(0), torch.tensor(True))
+HOSTILE = (*NOTHINGS, *NUMBERS, *TENSORS)
+
+SIZE, WIDTH = (9, 9, 9, 5, 1), (8, 8, 8, 3, 1)
+CHANCE = (0.0, 0.3, 1.0, 1, 0)
+CELL, LIBRARY = ("lstm", "gru", "rnn", "rnn_relu"), ("seqkernels", "torch")
+KIND, FLAG = ("dot", "general", "additive"), (True, False)
+
+# Larger sizes than a machine holds are refused by torch, but not as a number of layers.
+SIZES = {"input_size": SIZE, "embedding_size": WIDTH, "hidden_size": WIDTH, "num_layers": (1, 2)}
+SHARED = SIZES | {
+    "cell": CELL,
+    "dropout": CHANCE,
+    "embedding_dropout": (None, *CHANCE),
+    "embedding": (None, None, nn.Embedding(9, 8)),
+    "padding_idx": (None, 0),
+    "batch_first": FLAG,
+    "library": LIBRARY,
+}
+ENCODER = SHARED | {"bidirectional": FLAG, "reverse_source": FLAG}
+DECODER = SHARED | {
+    "output_size": (None, *SIZE),
+    "attention": (None, *KIND),
+    "memory_size": (None, *WIDTH),
+    "input_feeding": (False, False, True),
+    "output_dropout": (None, *CHANCE),
+    "tied_output": (False, False, True),
+}
+
+
+def ids(*shape, most=9, dtype=torch.int64):
+    return torch.randint(1, most, shape).to(dtype)
+
+
+def batches():
+    """Sources or targets, four steps of three rows in either layout."""
+    return [ids(4, 3), ids(4, 3).int(), ids(4, 3, most=5), ids(3, 3)]
+
+
+def no_batches():
+    good = ids(4, 3)
+    changed = [good + 9, -good, good[0], good[0, 0], good[None], good[:0], good[:, :0], good.bool()]
+    changed += [good.to(kind) for kind in (torch.int8, torch.uint16, torch.float32, torch.cfloat)]
+    return [*changed, good.to_sparse(), good.to("meta"), good.tolist(), *HOSTILE]
+
+
+class Caller:
+    """Draws arguments, mostly possible ones, and judges calls."""
+
+    def __init__(self, seed):
+        self.draw = random.Random(seed)
+        self.worked = self.refused = 0
+
+    def options(self, pools, hostile=HOSTILE):
+        """A value of each pool; of some of them none of it, of some another value altogether."""
+        chosen = {name: self.draw.choice(pool) for name, pool in pools.items()}
+        for name in self.draw.sample(list(pools), self.draw.choice((0, 0, 0, 1, 2))):
+            if name in SIZES or self.draw.random() < 0.7:
+                chosen[name] = self.draw.choice(hostile)
+            else:
+                del chosen[name]
+        return chosen
+
+    def of(self, good, hostile=HOSTILE):
+        """One of the good values, now and then one of the others."""
+        return self.draw.choice(good if self.draw.random() < 0.9 else hostile)
+
+    def call(self, function, *arguments, **options):
+        """The result, or None where the call is refused as it may be."""
+        said = f"{type(function).__name__} {arguments} {options}"
+        try:
+            result = function(*arguments, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            assert len(str(error)) > 10, said
+            self.refused += 1
+            return None
+        except IndexError as error:
+            assert "outside the vocabulary" in str(error), said
+            self.refused += 1
+            return None
+        except BaseException as error:
+            raise AssertionError(said) from error
+        self.worked += 1
+        return result
+
+
+@pytest.fixture
+def unchanged():
+    """What calls of modules leave alone."""
+
+    def state():
+        autocast = torch.is_autocast_enabled("cpu")
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), autocast
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def model_options(caller):
+    """Encoder and decoder that may fit together."""
+    encoder, decoder = caller.options(ENCODER), caller.options(DECODER)
+    if caller.draw.random() < 0.8:
+        for name in ("cell", "num_layers", "batch_first", "hidden_size"):
+            decoder[name] = encoder.get(name, decoder.get(name))
+        if encoder.get("bidirectional") is True and isinstance(encoder.get("hidden_size"), int):
+            decoder["memory_size"] = 2 * encoder["hidden_size"]
+        elif decoder.get("attention") is not None:
+            decoder["memory_size"] = None
+    return encoder, decoder
+
+
+def one_construction(caller):
+    kind = caller.draw.randrange(6)
+    if kind < 3:
+        options = model_options(caller)
+        encoder, decoder = caller.call(Encoder, **options[0]), caller.call(Decoder, **options[1])
+        if kind == 1:
+            caller.call(Bridge, encoder, decoder, caller.of((None, "join", "linear")))
+            return
+        marks = {name: caller.of((None, 0, 1, 2)) for name in ("bos_idx", "eos_idx")}
+        model = caller.call(Seq2Seq, encoder, decoder, **marks)
+        if model is not None:
+            one_use(caller, model)
+    elif kind == 3:
+        pools = {"kind": KIND, "query_size": WIDTH, "memory_size": WIDTH, "library": LIBRARY}
+        caller.call(Attention, **caller.options(pools))
+    elif kind == 4:
+        pools = SIZES | {"p": CHANCE, "padding_idx": (None, 0)}
+        caller.call(EncoderLSTM, **caller.options(pools))
+        caller.call(DecoderLSTM, **caller.options(pools | {"output_size": SIZE}))
+    else:
+        decay = ("linear", "exponential", "inverse_sigmoid")
+        pools = {"step": (0, 10, 10**9), "decay": decay, "rate": (0.5, 1, 10.0), "floor": CHANCE}
+        caller.call(teacher_forcing_ratio, **caller.options(pools))
+        members = caller.draw.choice(([], [3], 3, [small_model(), None], [small_model()] * 2))
+        caller.call(Ensemble, members)
+
+
+SEARCH = {
+    "max_length": (None, 1, 5),
+    "strategy": ("greedy", "beam"),
+    "beam_size": (1, 4),
+    "length_penalty": (0.0, 1, -0.5, 2.0),
+    "num_return_sequences": (1, 2),
+    "fused": (None, False, True),
+}
+
+
+def one_use(caller, model):
+    """A call of a model, which must leave modes, weights and arguments as they are."""
+    draw = caller.draw
+    for module in model.modules():
+        module.training = draw.random() < 0.7
+    source, target = (caller.of(batches(), no_batches()) for _ in range(2))
+    lengths = caller.of((None, None, torch.tensor([3, 1, 2])), (ids(3), ids(3, 1), *HOSTILE))
+    kept = [x.clone() if isinstance(x, torch.Tensor) else x for x in (source, target, lengths)]
+    modes = [module.training for module in model.modules()]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    use = draw.randrange(5)
+    if use == 0:
+        found = caller.call(model, source, target, caller.of((1.0, 0.5, 0.0)))
+        for scores in found if isinstance(found, tuple) else () if found is None else (found,):
+            assert scores.shape[:2] == target.shape
+    elif use == 1:
+        caller.call(model.attention_weights, source, target, lengths)
+    elif use == 2:
+        part = model.models[0] if isinstance(model, Ensemble) else model
+        caller.call(part.encoder, source, lengths)
+        h = torch.zeros(part.decoder.num_layers, 3, part.decoder.hidden_size)
+        good = [(h, h) if part.decoder.cell == "lstm" else (h,)]
+        bad = [(h,), (h, h), h, (h, None), (h[0],), (h.double(), h), *NOTHINGS]
+        states = caller.of(good, bad)
+        memory = None
+        if part.decoder.attention is not None:
+            width = part.decoder.attention.memory_size
+            memory = caller.call(part.decoder.attention.prepare, torch.zeros(4, 3, width), lengths)
+        caller.call(part.decoder, target, states, caller.of([memory], (None, h, 3)))
+        caller.call(part.bridge, states)
+    else:
+        found = caller.call(model.generate, source, lengths, **caller.options(SEARCH))
+        if found is not None:
+            assert not found.scores.isnan().any()
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for own, was in zip((source, target, lengths), kept, strict=True):
+        if isinstance(own, torch.Tensor) and not own.is_meta and not own.is_sparse:
+            assert torch.equal(own, was)
+
+
+@pytest.mark.parametrize("chunk", first_of(range(4)))
+def test_constructors_work_or_say_why_not(chunk, unchanged):
+    caller = Caller(chunk)
+    while caller.worked + caller.refused < CALLS:
+        one_construction(caller)
+    assert min(caller.worked, caller.refused) > CALLS // 5
+
+
+@pytest.fixture(scope="module")
+def models():
+    made = [
+        small_model(padding_idx=None, dropout=0.3),
+        small_model(attention="general", bidirectional=True, layers=2, dropout=0.3),
+        small_model(cell="gru", attention="additive", input_feeding=True, batch_first=True),
+        small_model(cell="rnn", library="torch", output_size=5),
+    ]
+    return [*made, Ensemble([small_model(cell="gru"), small_model(attention="dot", layers=2)])]
+
+
+@pytest.mark.parametrize("chunk", first_of(range(4)))
+def test_calls_work_or_say_why_not(chunk, models, unchanged):
+    caller = Caller(chunk)
+    while caller.worked + caller.refused < CALLS:
+        one_use(caller, caller.draw.choice(models))
+    assert min(caller.worked, caller.refused) > CALLS // 8
