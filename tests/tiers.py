@@ -32,12 +32,18 @@ def _missing(path: str) -> str | None:
     return None if (TOOLKIT / path).exists() else f"no {path} in {TOOLKIT} (CUDA_HOME names it)"
 
 
+def _not_installed(*packages: str) -> str | None:
+    missing = [name for name in packages if not find_spec(name)]
+    return f"{' and '.join(missing)} not installed" if missing else None
+
+
 # What a test can need of a machine without a GPU: (name, why it is not here, or None).
 NEEDS = {
     "cuda_build": ("the CUDA half of the extension", _no_cuda_build),
     "nvcc": ("nvcc", lambda: _missing("bin/nvcc")),
     "headers": ("the CUDA toolkit's headers", lambda: _missing("include/cuda_fp16.h")),
-    "triton": ("Triton", lambda: None if find_spec("triton") else "triton is not installed"),
+    "triton": ("Triton", lambda: _not_installed("triton")),
+    "onnx": ("ONNX", lambda: _not_installed("onnx", "onnxscript", "onnxruntime")),
 }
 
 # Files whose tests of different parameters have nothing in common and take long.
