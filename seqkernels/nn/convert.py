@@ -5,9 +5,10 @@ import warnings
 import torch
 from torch import nn
 
+from . import tools
 from .base import RecurrentLayer
 from .cells import GRUCell, LSTMCell, RNNCell
-from .layers import GRU, LSTM, RNN
+from .layers import GRU, LSTM, RNN, form_repr
 
 _Table = dict[type[nn.Module], type[nn.Module]]
 
@@ -37,8 +38,9 @@ def convert(model: nn.Module) -> nn.Module:
         The same model.
 
     Warns:
-        UserWarning: layers that were left alone, with the reason: subclasses of torch's layers,
-            whose forward this package does not know, and quantised ones.
+        UserWarning: layers that were left alone, with the reason and what to do: subclasses of
+            torch's layers, whose forward this package does not know, quantised ones, and those that
+            a tool has prepared that looks for their class.
     """
     return _swap(model, _OURS, "convert")
 
@@ -53,8 +55,8 @@ def revert(model: nn.Module) -> nn.Module:
         The same model.
 
     Warns:
-        UserWarning: layers that were left alone: a GRU with reset="before", which `torch.nn` does
-            not have, and subclasses of this package's layers.
+        UserWarning: layers that were left alone: a GRU with reset="before" or update="replace",
+            which `torch.nn` does not have, and subclasses of this package's layers.
     """
     return _swap(model, _TORCHS, "revert")
 
@@ -65,7 +67,7 @@ def _swap(model: nn.Module, table: _Table, action: str) -> nn.Module:
         target = _target(type(module), table)
         reason = _obstacle(module, target, table)
         if reason is not None:
-            kind = type(module).__name__
+            kind = torch.typename(type(module))
             left.append(f"{name!r} ({kind}): {reason}" if name else f"the {kind} itself: {reason}")
         elif target is not None:
             _change_class(module, target)
@@ -94,19 +96,32 @@ def _target(kind: type[nn.Module], table: _Table) -> type[nn.Module] | None:
 def _obstacle(module: nn.Module, target: type[nn.Module] | None, table: _Table) -> str | None:
     """Why a recurrent module cannot be swapped; None if it can, or if it is nothing to swap."""
     if target is not None:
-        if getattr(module, "reset", "after") != "after" and table is _TORCHS:
-            return "torch.nn has no GRU that resets before the product"
-        return None
+        if table is _TORCHS and isinstance(module, GRU | GRUCell) and form_repr(module):
+            form = form_repr(module).removeprefix(", ")
+            return f"torch.nn has no GRU with {form}; it needs seqkernels wherever it runs"
+        return tools.held(module) if table is _OURS else None
     if isinstance(module, torch.jit.ScriptModule):
         scripted = module.original_name in _NAMES and table is _OURS
-        return "it is compiled by TorchScript" if scripted else None
+        if not scripted:
+            return None
+        return "it is compiled by TorchScript; convert the model that it was compiled from"
     kind = type(module)
     if kind.__module__.startswith("torch.ao.") and kind.__name__ in _NAMES:
-        return "it is quantised" if table is _OURS else None
+        text = "it is quantised and stays torch's; revert is not needed"
+        return text if table is _OURS else None
     for base in table:
         if isinstance(module, base):
-            return f"its class derives from {base.__name__} and may compute something else"
+            text = f"its class derives from {_public(base)} and may compute something else"
+            if table is _OURS:
+                text += "; seqkernels.patch() runs it where it calls that class's forward"
+            return text
     return None
+
+
+def _public(kind: type) -> str:
+    """The name by which users know a class of torch or of this package."""
+    package = "torch.nn" if kind in _OURS else "seqkernels"
+    return f"{package}.{kind.__name__}"
 
 
 def _change_class(module: nn.Module, target: type[nn.Module]) -> None:

@@ -160,19 +160,34 @@ class _OwnCell(nn.GRUCell):
 
 def test_subclasses_are_left_alone_and_reported():
     model = nn.ModuleDict({"own": _OwnLSTM(4, 6), "cell": _OwnCell(4, 6), "plain": nn.GRU(4, 6)})
-    with pytest.warns(UserWarning, match=r"'own' \(_OwnLSTM\).*derives from LSTM.*'cell'"):
+    with pytest.warns(UserWarning) as found:
         seqkernels.convert(model)
+    (text,) = (str(warning.message) for warning in found)
+    assert text == (
+        "convert left alone 'own' (test_convert._OwnLSTM): its class derives from torch.nn.LSTM "
+        "and may compute something else; seqkernels.patch() runs it where it calls that class's "
+        "forward; 'cell' (test_convert._OwnCell): its class derives from torch.nn.GRUCell and may "
+        "compute something else; seqkernels.patch() runs it where it calls that class's forward"
+    )
     assert type(model["own"]) is _OwnLSTM and type(model["cell"]) is _OwnCell
     assert type(model["plain"]) is seqkernels.GRU
-    with pytest.warns(UserWarning, match="the _OwnLSTM itself"):
+    with pytest.warns(UserWarning, match=r"the test_convert\._OwnLSTM itself"):
         assert type(seqkernels.convert(_OwnLSTM(4, 6))) is _OwnLSTM
+
+
+def test_a_subclass_of_this_package_is_left_alone_by_revert():
+    class Own(seqkernels.GRU):
+        """A subclass may compute anything."""
+
+    with pytest.warns(UserWarning, match=r"Own itself: its class derives from seqkernels\.GRU"):
+        assert type(seqkernels.revert(Own(4, 6))) is Own
 
 
 def test_scripted_layer_is_left_alone_and_reported():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         model = nn.ModuleDict({"scripted": torch.jit.script(nn.GRUCell(4, 6))})
-    with pytest.warns(UserWarning, match="compiled by TorchScript"):
+    with pytest.warns(UserWarning, match="compiled by TorchScript; convert the model that"):
         seqkernels.convert(model)
 
 
@@ -180,15 +195,82 @@ def test_quantised_layer_is_left_alone_and_reported():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is deprecated
         quantised = torch.ao.nn.quantized.dynamic.LSTM(4, 6)
-    with pytest.warns(UserWarning, match="it is quantised"):
+    text = r"'0' \(torch\.ao\..*\.LSTM\): it is quantised and stays torch's; revert is not needed"
+    with pytest.warns(UserWarning, match=text):
         seqkernels.convert(nn.Sequential(quantised))
 
 
-def test_reset_before_has_no_twin():
-    model = nn.ModuleDict(
-        {"layer": seqkernels.GRU(4, 6, reset="before"), "plain": seqkernels.GRU(4, 6)}
-    )
-    with pytest.warns(UserWarning, match=r"revert left alone 'layer' \(GRU\)"):
+def _quantise(model, *args):
+    """quantize_dynamic, and what was warned of seqkernels."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        quantised = torch.ao.quantization.quantize_dynamic(model, *args)
+    return quantised, [str(w.message) for w in found if "seqkernels" in str(w.message)]
+
+
+class _TwoKinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.cell, self.linear = nn.LSTM(4, 6), nn.GRUCell(6, 6), nn.Linear(6, 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        (None, ["LSTM", "GRUCell"]),
+        ({nn.LSTM, nn.Linear}, ["LSTM"]),
+        ({seqkernels.LSTM}, ["LSTM"]),
+        ({"cell"}, ["GRUCell"]),
+        ({nn.Linear}, []),
+    ],
+)
+def test_quantising_a_converted_model_says_what_stays(spec, kinds):
+    model = seqkernels.convert(_TwoKinds())
+    quantised, told = _quantise(model, *([] if spec is None else [spec]))
+    assert [text.split()[0] for text in told] == [f"seqkernels.{kind}" for kind in kinds]
+    assert all("looks for torch.nn." in text and "seqkernels.revert" in text for text in told)
+    assert type(quantised.lstm) is seqkernels.LSTM and not hasattr(quantised.lstm, "qconfig")
+    assert _quantise(seqkernels.revert(model), {nn.LSTM, nn.Linear})[1] == []
+
+
+def test_a_parametrised_layer_says_that_it_is_not_quantised():
+    layer = seqkernels.convert(nn.LSTM(4, 6))
+    parametrize.register_parametrization(layer, "weight_hh_l0", _Halved())
+    _, told = _quantise(nn.Sequential(layer), {"0"})
+    assert told[0].startswith("seqkernels.LSTM is not quantised")
+
+
+def test_an_attribute_called_qconfig_is_the_users():
+    layer = seqkernels.LSTM(4, 6)
+    layer.qconfig = "mine"
+    layer.qconfig = None
+    assert layer.qconfig is None
+
+
+def test_a_layer_prepared_for_quantisation_keeps_its_class():
+    model = _TwoKinds()
+    model.lstm.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    with pytest.warns(UserWarning, match=r"'lstm' .*prepared for quantisation"):
+        seqkernels.convert(model)
+    assert type(model.lstm) is nn.LSTM and type(model.cell) is seqkernels.GRUCell
+
+
+def test_a_layer_with_hooks_of_opacus_keeps_its_class():
+    def hook(*_):
+        pass
+
+    hook.__module__ = "opacus.grad_sample.grad_sample_module"
+    model = nn.ModuleList([nn.LSTM(4, 6), nn.LSTM(4, 6)])
+    model[0].register_forward_hook(hook)
+    with pytest.warns(UserWarning, match="'0' .*opacus has hooks on it"):
+        seqkernels.convert(model)
+    assert type(model[0]) is nn.LSTM and type(model[1]) is seqkernels.LSTM
+
+
+@pytest.mark.parametrize("form", [{"reset": "before"}, {"update": "replace"}])
+def test_other_forms_of_a_gru_have_no_twin(form):
+    model = nn.ModuleDict({"layer": seqkernels.GRU(4, 6, **form), "plain": seqkernels.GRU(4, 6)})
+    with pytest.warns(UserWarning, match=r"revert left alone 'layer' \(\S+GRU\).*no GRU with \w+="):
         seqkernels.revert(model)
     assert type(model["layer"]) is seqkernels.GRU and type(model["plain"]) is nn.GRU
 
