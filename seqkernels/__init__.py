@@ -1,9 +1,10 @@
 """Fused LSTM, GRU and RNN kernels for PyTorch, as drop-in layers."""
 
-from . import decode, dispatch, functional, nn
+# First _interrupt: the others import torch.
+from . import _interrupt, decode, dispatch, functional, nn  # noqa: F401
 from .dispatch import backends, use_backend
 from .explain import explain
-from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, convert, revert
+from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, convert, patch, revert, unpatch
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,8 @@ __all__ = [
     "explain",
     "functional",
     "nn",
+    "patch",
     "revert",
+    "unpatch",
     "use_backend",
 ]

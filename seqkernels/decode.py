@@ -275,7 +275,7 @@ class _Backend:
 def _native(call: _Call) -> str | None:
     if _extension.C is None:
         return f"the compiled module is missing: {_extension.REASON}"
-    if call.embedding.dtype not in dispatch._DTYPES:
+    if call.embedding.dtype not in dispatch.DTYPES:
         return f"there is no kernel for {call.embedding.dtype}"
     return None
 
@@ -345,7 +345,7 @@ def _refusal(backend: _Backend, call: _Call) -> str | None:
 
 def _choose(call: _Call, name: str | None) -> _Backend:
     """The named backend, or the first that can run."""
-    name = name or (dispatch._selected if dispatch._selected in _BACKENDS else None)
+    name = name or (dispatch.selected() if dispatch.selected() in _BACKENDS else None)
     if name is None:
         skipped = "persistent" if call.start.shape[0] > _PERSISTENT_ROWS else None
         return next(

@@ -1,236 +1,31 @@
 """The only place that chooses a backend.
 
-A backend is a name, the device it runs on, the suffix of its ops and a predicate that says why it
-cannot run a call. The first that can is taken. A backend that the user names and that cannot run
-raises with its reason: nothing falls back silently.
+The first of `backend.BACKENDS` that can run a call is taken. A backend that the user names and
+that cannot run raises with its reason: nothing falls back silently.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from . import _extension
+from .backend import BACKENDS, DTYPES, Backend, Call, Joined, onednn_preferred, triton_waits
 
-
-class Call(NamedTuple):
-    """What a backend needs to know of a call to decide whether it can run it.
-
-    Attributes:
-        cell: a key of `CELLS`.
-        device: where the input lies.
-        dtype: of the input, after autocast.
-        steps, batch, hidden_size: T, N, H.
-        input_size: I.
-        training: gradients will be asked for.
-        lengths, packed, reset: whether the call has them.
-        transformed: a tensor is under vmap, torch.func or forward-mode differentiation.
-        c_sequence: the cell state of every step is asked for.
-        reverse: the sequence is run from its end.
-        bias: the layer has biases.
-        directions: 2 where both directions of a layer are to share a launch.
-        layers: more than 1 where layers that feed one another are to share a launch.
-        apart: why this layer or direction does not share a launch with others, if it might have.
-        backward_apart: why the backward of layers that share a launch has one for each, if so.
-    """
-
-    cell: str
-    device: torch.device
-    dtype: torch.dtype
-    steps: int
-    batch: int
-    hidden_size: int
-    input_size: int
-    training: bool = False
-    lengths: bool = False
-    packed: bool = False
-    reset: bool = False
-    transformed: bool = False
-    c_sequence: bool = False
-    reverse: bool = False
-    bias: bool = True
-    directions: int = 1
-    layers: int = 1
-    apart: str | None = None
-    backward_apart: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A schedule that can run one direction of one layer.
-
-    Attributes:
-        name: what users call it.
-        devices: device types it runs on; empty stands for all.
-        suffix: end of its op names; None where it has no sequence op.
-        can_run: the reason it cannot run a call, or None.
-        summary: one line for `backends()`.
-        joins: it has ops for both directions, and for several layers, in one launch; `can_run` then
-            answers for such calls, too.
-    """
-
-    name: str
-    devices: tuple[str, ...]
-    suffix: str | None
-    can_run: Callable[[Call], str | None]
-    summary: str
-    joins: bool = False
-
-
-class Joined(NamedTuple):
-    """What runs several directions or layers in one launch.
-
-    Attributes:
-        backend: it has ops for them.
-        backward_apart: why the backward has a launch for each, or None where it shares one, too.
-    """
-
-    backend: Backend
-    backward_apart: str | None
-
-
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def _compiled(call: Call) -> str | None:
-    """What every compiled backend asks for."""
-    if call.transformed:
-        return "vmap, torch.func and forward-mode derivatives run on the reference recurrence"
-    if call.dtype not in _DTYPES:
-        return f"there is no kernel for {call.dtype}"
-    return None
-
-
-def _native(call: Call) -> str | None:
-    if _extension.C is None:
-        return f"the compiled module is missing: {_extension.REASON}"
-    return _compiled(call)
-
-
-# Asked once: torch.compile cannot trace these functions.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
-_HAS_ONEDNN_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _onednn(call: Call) -> str | None:
-    if call.cell != "lstm":
-        return "oneDNN is used for LSTM alone"
-    if call.training:
-        return "it serves inference; training needs saved gates"
-    if call.lengths or call.packed or call.reset or call.c_sequence:
-        return "oneDNN has no lengths, packed input, resets or cell-state sequence"
-    if call.dtype not in (torch.float32, torch.bfloat16):
-        return f"oneDNN's LSTM is used for float32 and bfloat16, not {call.dtype}"
-    if call.batch == 0:
-        return "the batch is empty"
-    if not _HAS_ONEDNN:
-        return "this torch was built without oneDNN"
-    if call.dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16:
-        return "this processor has no bfloat16 support that oneDNN uses"
-    return _compiled(call)
-
-
-def _onednn_preferred(call: Call) -> bool:
-    """Whether oneDNN is known to beat the native kernels: see bench/results.
-
-    An exported program is for every batch, so its symbolic batch is not compared.
-    """
-    if call.cell != "lstm" or call.training or isinstance(call.batch, torch.SymInt):
-        return False
-    return call.batch > 16
-
-
-def _stepwise(call: Call) -> str | None:
-    if _extension.C is None:
-        return f"the compiled module is missing: {_extension.REASON}"
-    if not _extension.C.with_cuda:
-        return "the extension was compiled without CUDA"
-    return _device(_index(call.device)) or _compiled(call)
-
-
-def _index(device: torch.device) -> int:
-    return -1 if device.index is None else device.index
-
-
-@torch.compiler.assume_constant_result
-def _device(index: int) -> str | None:
-    """Why no CUDA kernel can run on a device: an old driver, no code for it."""
-    return _extension.C.device_refusal(index)
-
-
-@torch.compiler.assume_constant_result
-def _planned(*question) -> str | None:
-    """What plan.h says of a call, for torch.compile a constant: it cannot trace the extension."""
-    return _extension.C.persistent_refusal(*question)
-
-
-def _persistent(call: Call) -> str | None:
-    reason = _stepwise(call)
-    if reason is not None:
-        return reason
-    if torch.compiler.is_exporting() and isinstance(call.batch, torch.SymInt):
-        return "a launch is planned for one batch size, an exported program is for every batch"
-    return _planned(*_question(call), _index(call.device))
-
-
-def _question(call: Call) -> tuple:
-    """What launch plans depend on, as `_C.persistent_refusal` takes it, the device left out."""
-    return (
-        call.cell,
-        str(call.dtype).removeprefix("torch."),
-        # A program that torch.compile makes for every batch is made again for each: its dynamic
-        # sizes become constants where they are counted.
-        len(range(call.batch)),
-        call.hidden_size,
-        call.training,
-        call.directions,
-        call.layers,
-        call.backward_apart is not None,
-    )
-
-
-def _triton(call: Call) -> str | None:
-    try:
-        from . import triton
-    except ImportError as error:
-        return f"Triton cannot be imported: {error}"
-    return _compiled(call) or triton.can_run(call)
-
-
-def _triton_waits(call: Call) -> str | None:
-    """Why Triton is tried after `stepwise` for this call, or None."""
-    if call.device.type != "cuda" or _triton(call) is not None:
-        return None
-    from . import triton
-
-    return triton.stands_behind(call)
-
-
-BACKENDS: tuple[Backend, ...] = (
-    Backend("native", ("cpu",), "", _native, "C++ kernels, a whole sequence in one call"),
-    Backend(
-        "onednn", ("cpu",), None, _onednn, "torch's oneDNN LSTM, for inference of wide batches"
-    ),
-    Backend(
-        "persistent",
-        ("cuda",),
-        "_persistent",
-        _persistent,
-        "CUDA kernels that keep the weights on chip",
-        joins=True,
-    ),
-    Backend("triton", ("cuda",), "_triton", _triton, "Triton kernels, no compiler needed"),
-    Backend("stepwise", ("cuda",), "", _stepwise, "a product and a cell kernel per step"),
-    Backend(
-        "reference", (), None, lambda call: None, "plain PyTorch, differentiable in every mode"
-    ),
-)
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
-_selected: str | None = None
-_record: list[tuple[Call, str | None]] | None = None
+
+class _Thread(threading.local):
+    """What a thread has chosen, and where it keeps the calls that `explain` asks about."""
+
+    # Attributes of the object: torch.compile does not guard those of the class.
+    def __init__(self):
+        self.selected: str | None = None
+        self.record: list[tuple[Call, str | None]] | None = None
+
+
+_thread = _Thread()
 
 
 def backends() -> dict[str, str]:
@@ -250,7 +45,7 @@ def named(name: str) -> Backend:
 
 
 class use_backend:  # noqa: N801
-    """Name the backend of every following call, or of a `with` block.
+    """Name the backend of every following call of this thread, or of a `with` block.
 
     Args:
         name: a key of `backends()`, or None to let the dispatcher choose again.
@@ -262,17 +57,20 @@ class use_backend:  # noqa: N801
     """
 
     def __init__(self, name: str | None):
-        global _selected
         if name is not None:
             named(name)
-        self._previous, _selected = _selected, name
+        self._previous, _thread.selected = _thread.selected, name
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        global _selected
-        _selected = self._previous
+        _thread.selected = self._previous
+
+
+def selected() -> str | None:
+    """The backend that this thread has named with `use_backend`."""
+    return _thread.selected
 
 
 def refusal(backend: Backend, call: Call) -> str | None:
@@ -289,9 +87,9 @@ def choose(call: Call, name: str | None = None) -> Backend:
         ValueError: `name` is not a backend.
         RuntimeError: the named backend cannot run this call; the message says why.
     """
-    name = name or _selected
-    if _record is not None:
-        _record.append((call, name))
+    name = name or _thread.selected
+    if _thread.record is not None:
+        _thread.record.append((call, name))
     return _choose(call, name)
 
 
@@ -329,7 +127,7 @@ def join(call: Call, name: str | None = None) -> Joined | str:
     Raises:
         ValueError, RuntimeError: as `choose` for one of them alone.
     """
-    name = name or _selected
+    name = name or _thread.selected
     backend = _choose(call._replace(directions=1, layers=1), name)
     if not backend.joins:
         return f"{backend.name} has no launch for more than one"
@@ -339,8 +137,8 @@ def join(call: Call, name: str | None = None) -> Joined | str:
         reason = refusal(backend, call)
     if reason is not None:
         return reason
-    if _record is not None:
-        _record.append((call, backend.name))
+    if _thread.record is not None:
+        _thread.record.append((call, backend.name))
     return Joined(backend, call.backward_apart)
 
 
@@ -361,19 +159,19 @@ def takes_native(x: torch.Tensor) -> bool:
     """A shorter answer than `choose` for the step of a cell: the native kernels take it."""
     return (
         x.is_cpu
-        and _selected is None
-        and _record is None
+        and _thread.selected is None
+        and _thread.record is None
         and _extension.C is not None
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
     )
 
 
 def _order(call: Call) -> Iterator[Backend]:
-    if call.device.type == "cpu" and _onednn_preferred(call):
+    if call.device.type == "cpu" and onednn_preferred(call):
         yield _BY_NAME["onednn"]
     waits = False
     for backend in BACKENDS:
-        if backend.name == "triton" and _triton_waits(call) is not None:
+        if backend.name == "triton" and triton_waits(call) is not None:
             waits = True
         # oneDNN is tried only where it is known to win.
         elif backend.name != "onednn":
@@ -385,24 +183,23 @@ def _order(call: Call) -> Iterator[Backend]:
 @contextmanager
 def recording() -> Iterator[list[tuple[Call, str | None]]]:
     """Collect every call that `choose` is asked about inside the block, with the name asked for."""
-    global _record
-    previous, _record = _record, []
+    previous, _thread.record = _thread.record, []
     try:
-        yield _record
+        yield _thread.record
     finally:
-        _record = previous
+        _thread.record = previous
 
 
 def explain_call(call: Call, name: str | None = None) -> list[str]:
     """What runs `call` and why no other backend does, a sentence each."""
     sentences = []
-    name = name or _selected
+    name = name or _thread.selected
     order = [named(name)] if name is not None else list(_order(call))
     for backend in order:
         reason = refusal(backend, call)
         if reason is None:
             sentences.insert(0, f"It runs on {backend.name}: {backend.summary}.")
-            waits = _triton_waits(call) if name is None and backend.name == "stepwise" else None
+            waits = triton_waits(call) if name is None and backend.name == "stepwise" else None
             if waits is not None:
                 sentences.append(f"triton was not used: {waits}.")
             if call.apart is not None:

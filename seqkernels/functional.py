@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import dispatch, ops, reference
+from . import arguments, dispatch, modes, ops, reference
 from .cells import CELLS, CellSpec
 from .ops.gemm import linear
 from .ops.joined import EAGER_JOINED, Inputs, Weights, joined_forward
@@ -22,36 +22,17 @@ from .ops.weights import fold_bias
 _State = tuple[Tensor, ...]
 
 
-def _transformed(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a tensor is under a functorch transform or carries a forward-mode tangent."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch.autograd.forward_ad._current_level < 0:
-        return False
-    return any(
-        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None
-        for t in tensors
-    )
+def _before_reverse_steps(reset: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where a reverse run zeroes the state before a step, [T, N], of where episodes begin.
 
-
-def _autocast(device_type: str, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Cast to autocast's dtype where autocast is on, as torch.nn's recurrent layers do."""
-    # The second question raises for devices without autocast, such as meta.
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device_type):
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(
-        t.to(dtype)
-        if t is not None and t.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        else t
-        for t in tensors
-    )
-
-
-def _needs_grad(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    It leaves an episode at the episode's first step, so the step before that, which it takes next,
+    starts anew. What is marked past a row's end marks nothing.
+    """
+    found = F.pad(reset[1:], (0, 0, 0, 1))
+    if lengths is not None:
+        after = torch.arange(1, reset.shape[0] + 1, device=reset.device).unsqueeze(-1)
+        found = found & (after < lengths)
+    return found
 
 
 def sequence(
@@ -84,7 +65,9 @@ def sequence(
         lengths: steps of each row, int64 on x's device, unsorted, [N]. Past its end a row keeps its
             state and its output is zero.
         batch_sizes: rows alive at every step, as PackedSequence has them, int64 on the CPU, [T].
-        reset: where true, the state is zeroed before that step, [T, N].
+        reset: where true, an episode begins at that step, [T, N]: no state passes between it and
+            the step before. The row's initial state meets its first step in the order of the run,
+            so forward a reset at step 0 drops it; the final state is that of the last one.
         reverse: run from each row's last step to its first.
         return_c_sequence: also return c after every step.
         backend: a name from `dispatch.backends()`; by default the first that can run.
@@ -99,17 +82,25 @@ def sequence(
             which.
     """
     spec = CELLS[cell]
+    if reset is not None and reverse:
+        reset = _before_reverse_steps(reset, lengths)
     plain = lengths is None and batch_sizes is None and reset is None and not return_c_sequence
-    if plain and backend is None and spec.pointwise and x.shape[0] == 1 and _plain(x):
+    tensors = (weight_ih, weight_hh, bias_ih, bias_hh, *state)
+    plain = plain and backend is None and spec.pointwise and x.shape[0] == 1
+    if plain and _plain(x, *tensors):
         # One step, as a model that runs live takes them: no weights are packed for it.
         state = _plain_cell(cell, x[0], state, weight_ih, weight_hh, bias_ih, bias_hh)
         return state[0].unsqueeze(0), state, None
+    wide = modes.wide_results(cell, state[-1], batch_sizes is not None)
     # fmt: off
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = modes.autocast(
         x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
     )
     # fmt: on
-    training = _needs_grad(tensors)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    arguments.check_part(cell, x, x.shape[-1], state, *weights)
+    arguments.check_layout(x, state[0].shape[0], lengths, batch_sizes, reset)
+    training = modes.needs_grad(tensors)
     call = dispatch.Call(
         cell=cell,
         device=x.device,
@@ -122,17 +113,20 @@ def sequence(
         lengths=lengths is not None,
         packed=batch_sizes is not None,
         reset=reset is not None,
-        transformed=_transformed(tensors),
+        transformed=modes.transformed(tensors),
         c_sequence=return_c_sequence,
         reverse=reverse,
         bias=bias_ih is not None,
         apart=apart,
     )
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     layout = (lengths, batch_sizes, reset, reverse)
-    return dispatch.again_if_refused(
+    output, state, c_sequence = dispatch.again_if_refused(
         lambda: _sequence(dispatch.choose(call, backend), call, x, state, weights, layout)
     )
+    if wide is not None:
+        output, state = output.to(wide), tuple(s.to(wide) for s in state)
+        c_sequence = None if c_sequence is None else c_sequence.to(wide)
+    return output, state, c_sequence
 
 
 def _sequence(chosen, call, x, state, weights, layout):
@@ -147,7 +141,7 @@ def _sequence(chosen, call, x, state, weights, layout):
     h_0, c_0 = state if spec.states == 2 else (state[0], None)
     layout = (*layout, training or call.c_sequence)
     if training:
-        compiling = torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling() or modes.captured()
         layer = ops.get(f"{call.cell}_layer") if compiling else EAGER[call.cell]
         results = layer(x, *weights, h_0, c_0, *layout, chosen.suffix)
     else:
@@ -203,9 +197,14 @@ def joined(
     """
     spec = CELLS[cell]
     count = len(weights)
-    flat = _autocast(x.device.type, (x, *state, *(t for part in weights for t in part)))
-    training, (x, *rest) = _needs_grad(flat), flat
+    flat = modes.autocast(x.device.type, (x, *state, *(t for part in weights for t in part)))
+    training, (x, *rest) = modes.needs_grad(flat), flat
     state, rest = rest[: spec.states], rest[spec.states :]
+    for i in range(count):
+        features = state[0].shape[-1] if stacked and i else x.shape[-1]
+        own = rest[4 * i : 4 * i + 4]
+        arguments.check_part(cell, x, features, [s[i] for s in state], *own)
+    arguments.check_layout(x, state[0].shape[1], lengths, batch_sizes, reset)
     ih, hh, bias_ih, bias_hh = ([t for t in rest[i::4] if t is not None] for i in range(4))
     call = dispatch.Call(
         cell=cell,
@@ -219,12 +218,14 @@ def joined(
         lengths=lengths is not None,
         packed=batch_sizes is not None,
         reset=reset is not None,
-        transformed=_transformed(flat),
+        transformed=modes.transformed(flat),
         c_sequence=return_c_sequence,
         bias=bool(bias_ih),
         directions=1 if stacked else count,
         layers=count if stacked else 1,
     )
+    if reset is not None and not stacked:
+        reset = torch.stack((reset, _before_reverse_steps(reset, lengths)))
     inputs = Inputs(
         x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
     )
@@ -240,16 +241,16 @@ def _joined(chosen, call, inputs, weights):
         return chosen
     spec, stacked = CELLS[call.cell], call.layers > 1
     suffix, backward_apart = chosen.backend.suffix, chosen.backward_apart is not None
-    if not call.training:
+    if not call.training and not modes.captured():
         results = joined_forward(spec, inputs, weights, stacked, call.c_sequence, suffix)
-    elif torch.compiler.is_compiling():
-        op = ops.get(f"{call.cell}_joined")
+    elif torch.compiler.is_compiling() or modes.captured():
+        op, save = ops.get(f"{call.cell}_joined"), call.training or call.c_sequence
         x, *others = inputs
-        results = op(x, *weights, *others, stacked, True, suffix, backward_apart)
+        results = op(x, *weights, *others, stacked, save, suffix, backward_apart)
     else:
         results = EAGER_JOINED[call.cell](inputs, weights, stacked, suffix, backward_apart)
     output, h_n, c_n, c_sequence = results[:4]
-    if stacked and not call.training:
+    if stacked and output.dim() > inputs.x.dim():  # every layer's, where nothing else was needed
         output, c_sequence = output[-1], c_sequence[-1] if call.c_sequence else None
     if spec.states == 1:
         return output, (h_n,), None
@@ -284,27 +285,45 @@ def _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse):
 _MODE_LSTM = 2  # at::native's RNN_MODE
 
 
-def _plain(x: Tensor) -> bool:
+def _plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state) -> bool:
     """Whether a cell step is an eager one on the CPU that nothing looks at or transforms.
 
-    The dispatcher would take the native kernels; asking it takes as long as the kernel does.
+    The dispatcher would take the native kernels; asking it takes as long as the kernel does. For
+    the same reason the questions are written out.
     """
     return (
         not torch.compiler.is_compiling()
         and dispatch.takes_native(x)
+        and weight_ih.is_cpu
+        and weight_hh.is_cpu
+        and (bias_ih is None or bias_ih.is_cpu)
+        and (bias_hh is None or bias_hh.is_cpu)
+        and state[0].is_cpu
+        and state[-1].is_cpu
         and not torch._C._is_any_autocast_enabled()
+        and not torch._C._is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
     )
 
 
 def _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh):
-    """One step on the shortest way: the new state."""
+    """One step on the shortest way: the new state. The ops check the other sizes."""
+    rows = weight_hh.shape[:1]  # a bias of one element would be broadcast
+    if (
+        bias_ih is not None
+        and bias_ih.shape != rows
+        or bias_hh is not None
+        and bias_hh.shape != rows
+    ):
+        found = [None if b is None else list(b.shape) for b in (bias_ih, bias_hh)]
+        raise RuntimeError(f"Expected bias_ih and bias_hh of size {list(rows)}, got {found}")
     differentiable = torch.is_grad_enabled() and (
         weight_hh.requires_grad
         or weight_ih.requires_grad
         or x.requires_grad
-        or _needs_grad((bias_ih, bias_hh, *state))
+        or modes.needs_grad((bias_ih, bias_hh, *state))
     )
     if cell in _TORCH_CELLS and (differentiable or x.shape[0] > FEW_ROWS):
         # Two products and a function of one value: no kernel does less than torch's own op.
@@ -348,14 +367,19 @@ def cell(
         RuntimeError: the named backend cannot run this call; the message says why.
     """
     spec: CellSpec = CELLS[cell]
-    if backend is None and spec.pointwise and _plain(x):
+    tensors = (weight_ih, weight_hh, bias_ih, bias_hh, *state)
+    if backend is None and spec.pointwise and _plain(x, *tensors):
         return _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+    given, wide = state, modes.wide_results(cell, state[-1], True)
     # fmt: off
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = _autocast(
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *state = tensors = modes.autocast(
         x.device.type, (x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
     )
     # fmt: on
-    training = _needs_grad(tensors)
+    arguments.check_part(cell, x, x.shape[-1], state, weight_ih, weight_hh, bias_ih, bias_hh)
+    if x.dim() != 2 or x.shape[0] != state[0].shape[0]:
+        raise RuntimeError(f"Expected input of size [{state[0].shape[0]}, I], got {list(x.shape)}")
+    training = modes.needs_grad(tensors)
     call = dispatch.Call(
         cell=cell,
         device=x.device,
@@ -365,15 +389,19 @@ def cell(
         hidden_size=weight_hh.shape[1],
         input_size=x.shape[-1],
         training=training,
-        transformed=_transformed(tensors),
+        transformed=modes.transformed(tensors),
         bias=bias_ih is not None,
     )
     chosen = dispatch.choose(call, backend)
     gates_x = F.linear(x, weight_ih, bias_ih)
+    if wide is not None:  # Products in autocast's dtype, states as they come: torch.nn's way.
+        gates_h = F.linear(state[0], weight_hh, bias_hh).to(wide)
+        gates_x, state = gates_x.to(wide), [s.to(wide) for s in given]
     if chosen.suffix is None or not spec.pointwise:
         return reference.step(cell, gates_x, weight_hh, bias_hh, tuple(state))
     h, c = state if spec.states == 2 else (state[0], None)
-    gates_h = F.linear(h, weight_hh, bias_hh)
+    if wide is None:
+        gates_h = F.linear(h, weight_hh, bias_hh)
     suffix = "_triton" if chosen.name == "triton" else ""
     new_h, new_c, _ = ops.get(f"{cell}_cell{suffix}")(gates_x, gates_h, h, c, training)
     return (new_h,) if spec.states == 1 else (new_h, new_c)

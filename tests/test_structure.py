@@ -15,14 +15,15 @@ PACKAGE = ROOT / "seqkernels"
 
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    ("cells",),
-    ("_extension",),
+    ("cells", "_interrupt"),
+    ("_extension", "arguments", "modes"),
     ("reference",),
     ("ops",),
     ("triton",),
+    ("backend",),
     ("dispatch",),
     ("functional", "decode_graph"),
-    ("explain", "info", "decode"),
+    ("explain", "info", "decode", "onnx"),
     ("nn",),
     ("seq2seq",),
     ("figures",),

@@ -3,6 +3,7 @@
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, revert
 from .layers import GRU, LSTM, RNN
+from .patch import patch, unpatch
 
 __all__ = [
     "GRU",
@@ -12,5 +13,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "convert",
+    "patch",
     "revert",
+    "unpatch",
 ]

@@ -4,42 +4,50 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from . import checks
-from .layers import _Device, check_reset
+from . import checks, tools
+from .base import negate_update
+from .layers import _Device, form_repr, set_form
 
 
-class _Cell(nn.RNNCellBase):
-    """What the three cells share: parameters, checks and one step."""
+def _weights(module: nn.RNNCellBase) -> tuple[Tensor | None, ...]:
+    """weight_ih, weight_hh, bias_ih, bias_hh."""
+    p = module._parameters
+    try:  # Faster than attributes, but a parametrised or replaced one is an attribute only.
+        return p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
+    except KeyError:
+        return module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh
 
-    def _weights(self) -> tuple[Tensor | None, ...]:
-        """weight_ih, weight_hh, bias_ih, bias_hh."""
-        p = self._parameters
-        try:  # Faster than attributes, but a parametrised or replaced one is an attribute only.
-            return p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
-        except KeyError:
-            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _step(self, cell: str, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        """One step of x [N, I] or [I] from state, each [N, H] or [H], with the result alike."""
-        batched = x.dim() == 2
-        if not batched:
-            x = x.unsqueeze(0)
-            if state is not None:
-                state = tuple(s.unsqueeze(0) for s in state)
-        if state is None:
-            zeros = x.new_zeros(x.size(0), self.hidden_size)
-            state = (zeros, zeros) if cell == "lstm" else (zeros,)
-        weights = self._weights()
-        checks.cell_arguments(x, state, self.input_size, self.hidden_size, weights[0])
+def _step(
+    module: nn.RNNCellBase, cell: str, x: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
+    """One step of x [N, I] or [I] from state, each [N, H] or [H], with the result alike."""
+    batched = x.dim() == 2
+    if not batched:
+        x = x.unsqueeze(0)
+        if state is not None:
+            state = tuple(s.unsqueeze(0) for s in state)
+    hidden_size = module.hidden_size
+    if state is None:
+        zeros = x.new_zeros(x.size(0), hidden_size)
+        state = (zeros, zeros) if cell == "lstm" else (zeros,)
+    weights = _weights(module)
+    if getattr(module, "_seqkernels_update", "keep") == "replace":
+        weights = tuple(negate_update(t, hidden_size) for t in weights)
+    try:
         if cell == "gru_reset_before":
             # Its step holds a second product, so there is no pointwise op: a sequence of one step.
             _, state, _ = functional.sequence(cell, x.unsqueeze(0), state, *weights)
         else:
             state = functional.cell(cell, x, state, *weights)
-        return state if batched else tuple(s.squeeze(0) for s in state)
+    except (RuntimeError, IndexError):
+        # A step takes microseconds, so arguments are checked here where they were refused below.
+        checks.cell_arguments(x, state, module.input_size, hidden_size, weights[0])
+        raise
+    return state if batched else tuple(s.squeeze(0) for s in state)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(nn.RNNCellBase):
     """One LSTM step with the arguments, parameters and results of `torch.nn.LSTMCell`.
 
     Args:
@@ -49,6 +57,8 @@ class LSTMCell(_Cell):
         device: where the parameters are created.
         dtype: of the parameters.
     """
+
+    __setattr__ = tools.set_attribute
 
     def __init__(
         self,
@@ -80,10 +90,10 @@ class LSTMCell(_Cell):
             checks.two_states(hx)
             checks.cell_dims("LSTMCell", "hx[0]", hx[0])
             checks.cell_dims("LSTMCell", "hx[1]", hx[1])
-        return self._step("lstm", input, hx)
+        return _step(self, "lstm", input, hx)
 
 
-class GRUCell(_Cell):
+class GRUCell(nn.RNNCellBase):
     """One GRU step with the arguments, parameters and results of `torch.nn.GRUCell`.
 
     Args:
@@ -93,12 +103,15 @@ class GRUCell(_Cell):
         device: where the parameters are created.
         dtype: of the parameters.
         reset: "after" or "before", as in `GRU`.
+        update: "keep" or "replace", as in `GRU`.
 
     Raises:
-        ValueError: `reset` is something else.
+        ValueError: `reset` or `update` is something else.
     """
 
-    reset = "after"
+    __setattr__ = tools.set_attribute
+    _seqkernels_reset = "after"
+    _seqkernels_update = "keep"
 
     def __init__(
         self,
@@ -109,11 +122,10 @@ class GRUCell(_Cell):
         dtype: torch.dtype | None = None,
         *,
         reset: str = "after",
+        update: str = "keep",
     ) -> None:
-        check_reset(reset)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        if reset != "after":
-            self.reset = reset
+        set_form(self, reset, update)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Take one step.
@@ -132,14 +144,15 @@ class GRUCell(_Cell):
         if hx is not None:
             checks.cell_dims("GRUCell", "hidden", hx)
             hx = (hx,)
-        return self._step("gru" if self.reset == "after" else "gru_reset_before", input, hx)[0]
+        cell = "gru" if self._seqkernels_reset == "after" else "gru_reset_before"
+        return _step(self, cell, input, hx)[0]
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as torch prints them."""
-        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset}")
+        return super().extra_repr() + form_repr(self)
 
 
-class RNNCell(_Cell):
+class RNNCell(nn.RNNCellBase):
     """One Elman step with the arguments, parameters and results of `torch.nn.RNNCell`.
 
     Args:
@@ -150,6 +163,8 @@ class RNNCell(_Cell):
         device: where the parameters are created.
         dtype: of the parameters.
     """
+
+    __setattr__ = tools.set_attribute
 
     def __init__(
         self,
@@ -171,4 +186,4 @@ class RNNCell(_Cell):
             hx = (hx,)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, hx)[0]
+        return _step(self, f"rnn_{self.nonlinearity}", input, hx)[0]

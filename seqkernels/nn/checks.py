@@ -34,8 +34,6 @@ def layer_input(x: Tensor, input_size: int, weight: Tensor, packed: bool) -> Non
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{x.device} and parameter tensor at {weight.device}"
         )
-    if not packed and x.size(0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def layer_state(state: Sequence[Tensor], x: Tensor, expected: Sequence[tuple[int, ...]]) -> None:

@@ -1,10 +1,11 @@
 """LSTM, GRU and RNN: drop-in replacements of the layers of `torch.nn`."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .base import RecurrentLayer, State
+from .base import RecurrentLayer, run
+from .stack import State
 
 _Device = torch.device | str | int | None
 
@@ -27,9 +28,6 @@ class LSTM(RecurrentLayer):
     Raises:
         TypeError, ValueError: what `torch.nn.LSTM` raises for the same arguments.
     """
-
-    _has_c = True
-    cell = "lstm"
 
     def __init__(
         self,
@@ -76,7 +74,8 @@ class LSTM(RecurrentLayer):
             lengths: steps of each row of a padded input, unsorted, on the input's device, [N]. It
                 is read on that device alone, so nothing synchronises. Past its end a row keeps its
                 state and its output is zero.
-            reset: where true, the states are zeroed before that step, bool, as the input without I.
+            reset: where true, an episode begins at that step: no state passes between it and the
+                step before, in either direction. Bool, shaped as the input without I.
             return_c_sequence: also return the cell state of the last layer after every step.
 
         Returns:
@@ -86,7 +85,7 @@ class LSTM(RecurrentLayer):
         Raises:
             RuntimeError, TypeError, ValueError: as `torch.nn.LSTM`, with the offending sizes.
         """
-        results = self._forward(input, hx, lengths, reset, return_c_sequence)
+        results = run(self, input, hx, lengths, reset, return_c_sequence)
         return results if return_c_sequence else results[:2]
 
 
@@ -104,16 +103,21 @@ class GRU(RecurrentLayer):
         device: where the parameters are created.
         dtype: of the parameters.
         reset: "after", as torch and cuDNN, n = tanh(W x + b + r (U h + b')); or "before", as Cho et
-            al. (2014), n = tanh(W x + b + U (r h) + b'), where z also opens towards n, so that it
-            stands for 1 - z of torch.
+            al. (2014), n = tanh(W x + b + U (r h) + b'): the weights of Keras with
+            `reset_after=False` and of ONNX with `linear_before_reset=0`.
+        update: what an open update gate z does to the state: "keep" it, as torch, Keras, ONNX and
+            Cho et al. (2014, equation 7), h' = z h + (1 - z) n; or "replace" it, as Chung et al.
+            (2014, equation 3), h' = (1 - z) h + z n.
         proj_size: refused, as `torch.nn.GRU` does; only LSTM projects.
 
     Raises:
         TypeError, ValueError: what `torch.nn.GRU` raises for the same arguments; ValueError for
-            another `reset`.
+            another `reset` or `update`.
     """
 
-    reset = "after"
+    # A converted module has these from its class.
+    _seqkernels_reset = "after"
+    _seqkernels_update = "keep"
 
     def __init__(
         self,
@@ -128,10 +132,10 @@ class GRU(RecurrentLayer):
         dtype: torch.dtype | None = None,
         *,
         reset: str = "after",
+        update: str = "keep",
         proj_size: None = None,
     ) -> None:
         _refuse_projection(proj_size)
-        check_reset(reset)
         super().__init__(
             "GRU",
             input_size,
@@ -144,13 +148,7 @@ class GRU(RecurrentLayer):
             device=device,
             dtype=dtype,
         )
-        if reset != "after":
-            self.reset = reset
-
-    @property
-    def cell(self) -> str:
-        """The name of the recurrence: "gru" or "gru_reset_before"."""
-        return "gru" if self.reset == "after" else "gru_reset_before"
+        set_form(self, reset, update)
 
     def forward(
         self,
@@ -168,7 +166,8 @@ class GRU(RecurrentLayer):
             lengths: steps of each row of a padded input, unsorted, on the input's device, [N]. It
                 is read on that device alone, so nothing synchronises. Past its end a row keeps its
                 state and its output is zero.
-            reset: where true, the states are zeroed before that step, bool, as the input without I.
+            reset: where true, an episode begins at that step: no state passes between it and the
+                step before, in either direction. Bool, shaped as the input without I.
 
         Returns:
             The output, [T, N, D * H] in the input's layout, and h_n, shaped as hx.
@@ -176,12 +175,12 @@ class GRU(RecurrentLayer):
         Raises:
             RuntimeError, TypeError, ValueError: as `torch.nn.GRU`, with the offending sizes.
         """
-        output, (h_n,), _ = self._forward(input, hx, lengths, reset)
+        output, (h_n,), _ = run(self, input, hx, lengths, reset)
         return output, h_n
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as torch prints them."""
-        return super().extra_repr() + ("" if self.reset == "after" else f", reset={self.reset}")
+        return super().extra_repr() + form_repr(self)
 
 
 class RNN(RecurrentLayer):
@@ -238,11 +237,6 @@ class RNN(RecurrentLayer):
         )
         self.nonlinearity = nonlinearity
 
-    @property
-    def cell(self) -> str:
-        """The name of the recurrence: "rnn_tanh" or "rnn_relu"."""
-        return f"rnn_{self.nonlinearity}"
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -252,14 +246,30 @@ class RNN(RecurrentLayer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layers over a sequence; arguments, results and errors are those of `GRU`."""
-        output, (h_n,), _ = self._forward(input, hx, lengths, reset)
+        output, (h_n,), _ = run(self, input, hx, lengths, reset)
         return output, h_n
 
 
-def check_reset(reset: object) -> None:
-    """Check the `reset` argument of a GRU's constructor."""
-    if reset not in ("after", "before"):
-        raise ValueError(f"Unknown reset '{reset}'. Select from 'after' or 'before'.")
+def set_form(gru: nn.Module, reset: object, update: object) -> None:
+    """Check and keep the arguments `reset` and `update` of a GRU or GRUCell."""
+    for name, value, known in (
+        ("reset", reset, ("after", "before")),
+        ("update", update, ("keep", "replace")),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"Unknown {name} {value!r}. Select from {' or '.join(map(repr, known))}."
+            )
+    if reset != "after":
+        gru._seqkernels_reset = reset
+    if update != "keep":
+        gru._seqkernels_update = update
+
+
+def form_repr(gru: nn.Module) -> str:
+    """What `extra_repr` says of a GRU that is not torch's."""
+    text = "" if gru._seqkernels_reset == "after" else f", reset={gru._seqkernels_reset}"
+    return text + ("" if gru._seqkernels_update == "keep" else f", update={gru._seqkernels_update}")
 
 
 def _refuse_projection(proj_size: object) -> None:

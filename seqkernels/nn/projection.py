@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import functional
+from .. import arguments, functional, modes
 from ..ops.packed import batch_sizes_on, last_places
 
 
@@ -41,6 +41,19 @@ def sequence(
     for zeros, c_0 [N, H]); weight_hh, [4H, P]; weight_hr, [P, H]; output and h_n, P wide.
     """
     h_0, c_0 = state
+    wide = modes.wide_results(cell, c_0, True)
+    # fmt: off
+    x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = modes.autocast(
+        x.device.type, (x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    )
+    # fmt: on
+    rows, hidden_size = c_0.shape
+    proj_size = weight_hr.shape[0]
+    arguments.same("weight_ih", weight_ih, (4 * hidden_size, x.shape[-1]), x)
+    arguments.same("weight_hr", weight_hr, (proj_size, hidden_size), x)
+    arguments.same("weight_hh", weight_hh, (4 * hidden_size, proj_size), x)
+    if h_0 is not None:
+        arguments.same("h", h_0, (rows, proj_size), x)
     if h_0 is not None:
         x = torch.cat((x, _at_first_step(h_0, x, lengths, batch_sizes, reset, reverse)), -1)
         weight_ih = torch.cat((weight_ih, weight_hh), -1)
@@ -62,7 +75,9 @@ def sequence(
     h_n = F.linear(m_n, weight_hr)
     if h_0 is not None and lengths is not None:
         # A row without steps keeps its state.
-        h_n = torch.where((lengths > 0).unsqueeze(-1), h_n, h_0.to(h_n.dtype))
+        h_n = torch.where((lengths > 0).unsqueeze(-1), h_n, h_0)
+    if wide is not None:  # torch.nn projects in autocast's dtype and keeps c in its own
+        c_n, c_sequence = c_n.to(wide), None if c_sequence is None else c_sequence.to(wide)
     return F.linear(output, weight_hr), (h_n, c_n), c_sequence
 
 
@@ -89,6 +104,6 @@ def _at_first_step(
         first = at == steps - 1
     else:
         first = at == lengths.clamp(max=steps) - 1
-    if reset is not None:
+    if reset is not None and not reverse:
         first = first & ~reset
     return torch.where(first.unsqueeze(-1), h_0, torch.zeros_like(h_0))

@@ -17,13 +17,15 @@ Six families, for every cell; `rows_product`, the gradient of a weight on the CP
 
 First derivatives use the backend's backward op. Where a derivative of the derivative is asked for
 (`create_graph=True`) the gradients are taken through the reference recurrence instead, which is
-differentiable to any order.
+differentiable to any order. What each op counts for in floating-point operations stands in
+flops.py.
 """
 
 from .. import _extension
 from ..cells import CELLS
 from .cell import register_cell
 from .embedded import register_lookup
+from .flops import register_when_imported
 from .joined import register_joined, register_joined_layer
 from .layer import register_layer
 from .registry import defined, get
@@ -46,3 +48,4 @@ for _spec in CELLS.values():
             register_step(_spec)
     register_layer(_spec)
     register_joined_layer(_spec)
+register_when_imported()

@@ -1,10 +1,33 @@
 """Fakes and autograd of the pointwise cell ops: one step, gates given."""
 
 import torch
+from torch import Tensor
 
 from .. import reference
 from ..cells import CellSpec
-from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get, register_no_derivative
+from .registry import (
+    LIBRARY,
+    NAMESPACE,
+    absent,
+    differentiable_grads,
+    get,
+    register_no_derivative,
+    same_device,
+)
+
+
+def kept_results(
+    spec: CellSpec, h: Tensor, new_h: Tensor, new_c: Tensor, saved: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(new_h, new_c, saved) for the backward of a step from h, where users may change the results.
+
+    LSTM's backward reads c alone of the new state, and gets a copy; GRU's reads neither. h, of the
+    same size, stands for what is not read. The derivative of an RNN's step is written in its
+    result, which may not be changed, as in torch.nn.
+    """
+    if spec.saved == 0:
+        return new_h, new_c, saved
+    return h, new_c.clone() if spec.states == 2 else new_c, saved
 
 
 def register_cell(spec: CellSpec, suffix: str) -> None:
@@ -13,6 +36,7 @@ def register_cell(spec: CellSpec, suffix: str) -> None:
     two = spec.states == 2
 
     def fake(gates_x, gates_h, h, c, save):
+        same_device(gates_x, gates_h, h, c)
         rows, hidden_size = h.shape
         return (
             h.new_empty(h.shape),
@@ -33,21 +57,22 @@ def register_cell(spec: CellSpec, suffix: str) -> None:
     def setup(ctx, inputs, output):
         gates_x, gates_h, h, c, save = inputs
         new_h, new_c, saved = output
-        if not save:
-            raise RuntimeError(f"{name}: gradients are required; call it with save=True")
-        ctx.save_for_backward(gates_x, gates_h, h, c, new_h, new_c, saved)
+        results = kept_results(spec, h, new_h, new_c, saved) if save else ()
+        ctx.save_for_backward(gates_x, gates_h, h, c, *results)
         ctx.mark_non_differentiable(*((saved,) if two else (new_c, saved)))
         ctx.set_materialize_grads(False)
 
     def backward(ctx, grad_new_h, grad_new_c, grad_saved):
-        gates_x, gates_h, h, c, new_h, new_c, saved = ctx.saved_tensors
+        gates_x, gates_h, h, c, *results = ctx.saved_tensors
         if torch.is_grad_enabled():
             state = (h, c) if two else (h,)
             found = reference.cell(spec.name, gates_x, gates_h, state)
             grads = (grad_new_h, grad_new_c) if two else (grad_new_h,)
             return (*differentiable_grads(found, grads, (gates_x, gates_h, h, c)), None)
+        if not results:  # a program captured for inference
+            results = get(name)(gates_x, gates_h, h, c, True)
         grad_x, grad_h_gates, grad_h, grad_c = get(f"{name}_backward")(
-            grad_new_h, grad_new_c if two else None, h, c, new_h, new_c, saved
+            grad_new_h, grad_new_c if two else None, h, c, *results
         )
         need = ctx.needs_input_grad
         return (

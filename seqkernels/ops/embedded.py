@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ..cells import CELLS, CellSpec
 from .layer import second_order
-from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
-from .sequence import fake_sequence, run_backward, save_flags
+from .registry import LIBRARY, NAMESPACE, get, register_no_derivative, same_device
+from .sequence import fake_sequence, keep, kept, run_backward
 from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 
 # By cell: (tokens, embedding, padding_idx, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0,
@@ -28,6 +28,7 @@ def register_lookup(spec: CellSpec) -> None:
     name = f"{spec.name}_lookup"
 
     def fake(gates, symbols, weight_hh, bias_hh, h_0, c_0, lengths, reverse):
+        same_device(gates, symbols, weight_hh, bias_hh, h_0, c_0, lengths)
         return fake_sequence(spec, symbols.shape, h_0, True)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
@@ -49,18 +50,15 @@ def _define(spec: CellSpec) -> None:
                 output = get(f"{spec.name}_lookup")(
                     gates, tokens, weight_hh, bias_h, h_0, c_0, lengths, reverse
                 )
-            save_flags(ctx, name, spec, True, output)
-            result, _, _, c_sequence, saved = output
             weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-            ctx.save_for_backward(
-                tokens, embedding, *weights, h_0, c_0, lengths, result, c_sequence, saved
-            )
+            keep(ctx, spec, (tokens, embedding, *weights, h_0, c_0, lengths), output, True)
             ctx.padding_idx, ctx.reverse = padding_idx, reverse
             return output
 
         @staticmethod
         def backward(ctx, *grads):
-            tokens, embedding, *inputs, lengths, result, c_sequence, saved = ctx.saved_tensors
+            (tokens, embedding, *inputs, lengths), results = kept(ctx)
+            result, _, saved = results
             layout = (lengths, None, None, ctx.reverse)
             need_embedding, need = ctx.needs_input_grad[1], ctx.needs_input_grad[3:9]
             if torch.is_grad_enabled():
@@ -71,7 +69,6 @@ def _define(spec: CellSpec) -> None:
                     (grad_embedding,) = torch.autograd.grad(x, embedding, grad_x, create_graph=True)
                 return (None, grad_embedding, None, *found, None, None)
             weight_ih, weight_hh, bias_ih, _, h_0, c_0 = inputs
-            results = (result, c_sequence, saved)
             with torch._C._AutoDispatchBelowAutograd():
                 grad_gates, grad_h, *grad_state = run_backward(
                     name, spec, grads, weight_hh, h_0, c_0, results, layout

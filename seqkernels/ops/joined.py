@@ -9,7 +9,7 @@ their products for the input and its gradient. The backward of stacked layers is
 `<cell>_sequence<suffix>_backward` for each and a product between them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from .registry import (
     differentiable_grads,
     get,
     register_no_derivative,
+    same_device,
 )
 from .sequence import fake_sequence, reference_sequence, run_backward
 from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
@@ -51,7 +52,10 @@ class Weights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What is not a weight: x [T, N, I] or packed, states [parts, N, H], layout."""
+    """What is not a weight: x [T, N, I] or packed, states [parts, N, H], layout.
+
+    `reset` is [T, N], of directions [2, T, N]: each marks what its own order of the steps meets.
+    """
 
     x: Tensor
     h_0: Tensor
@@ -91,6 +95,12 @@ def _own_part(x: Tensor, part: int) -> Tensor:
     return x.new_empty(0).set_(view.untyped_storage(), view.storage_offset(), view.shape)
 
 
+def _own_layout(layout: Sequence[Tensor | None], direction: int) -> tuple[Tensor | None, ...]:
+    """Lengths, batch sizes and resets of one of two directions."""
+    lengths, batch_sizes, reset = layout
+    return lengths, batch_sizes, None if reset is None else reset[direction]
+
+
 def _columns(x: Tensor, direction: int) -> Tensor:
     """One direction's half of a tensor whose last dimension holds both."""
     return x.chunk(2, -1)[direction] if x.dim() > 1 else x
@@ -109,7 +119,7 @@ def _directions_backward(spec, inputs, w, suffix, results, grads, need_x):
     for d in range(2):
         own = _columns(grad_gates, d), _columns(grad_h, d)
         states = _columns(saved, d), h_0[d], _columns(output, d)
-        found.hh.append(weight_hh_grad(spec, *own, *states, *layout, d == 1))
+        found.hh.append(weight_hh_grad(spec, *own, *states, *_own_layout(layout, d), d == 1))
         if w.bias_ih:
             for biases, grad in zip(found[2:], bias_grads(spec, *own), strict=True):
                 biases.append(grad)
@@ -186,9 +196,9 @@ def _reference(spec, inputs, w, stacked):
         bias_ih, bias_hh = _biases(w, i)
         state = (h_0[i],) if c_0 is None else (h_0[i], c_0[i])
         gates_x = F.linear(outputs[-1] if stacked and i else x, weight_ih, bias_ih)
-        reverse = not stacked and i == 1
+        own = layout if stacked else _own_layout(layout, i)
         output, final, c_sequence = reference_sequence(
-            spec, gates_x, weight_hh, bias_hh, state, *layout, reverse
+            spec, gates_x, weight_hh, bias_hh, state, *own, not stacked and i == 1
         )
         outputs.append(output)
         finals.append(final)
@@ -224,6 +234,7 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
     # fmt: off
     def fake_directions(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, save):
         # fmt: on
+        same_device(gates_x, *weight_hh, *bias_hh, h_0, c_0, lengths, reset)
         output, h_n, c_n, c_sequence, saved = fake_sequence(spec, gates_x.shape[:-1], h_0[0], save)
         return (
             torch.cat((output, output), -1),
@@ -253,6 +264,8 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
     def fake_layers(gates_x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes,
                     reset, save):
         # fmt: on
+        weights = (*weight_ih, *weight_hh, *bias_ih, *bias_hh)
+        same_device(gates_x, *weights, h_0, c_0, lengths, reset)
         return _fake_layers(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
@@ -315,27 +328,32 @@ def register_joined_layer(spec: CellSpec) -> None:
         return seven((output, h_0.new_empty(h_0.shape), c_n, c_sequence, saved), False)
 
     def keep(ctx, inputs, weights, how, results):
-        """Save what the backward needs: of the results those it reads."""
+        """Save what the backward needs: of the results those it reads.
+
+        They are absent where a program was captured for inference: the backward makes them.
+        """
         ctx.set_materialize_grads(False)
         ctx.counts = [len(part) for part in weights]
         ctx.how = how  # stacked, suffix, backward_apart
-        ctx.save_for_backward(*inputs, *results, *(t for part in weights for t in part))
+        ctx.save_for_backward(*inputs, *(t for part in weights for t in part), *results)
 
     def gradients(ctx, grads, need_x):
-        tensors = list(ctx.saved_tensors)
-        inputs, results, rest = Inputs(*tensors[:6]), tensors[6:11], iter(tensors[11:])
+        inputs, rest = Inputs(*ctx.saved_tensors[:6]), iter(ctx.saved_tensors[6:])
         weights = Weights(*([next(rest) for _ in range(n)] for n in ctx.counts))
+        results = tuple(rest)
+        if not results:
+            stacked, suffix, _ = ctx.how
+            made = seven(joined_forward(spec, inputs, weights, stacked, True, suffix), stacked)
+            results = (made[0], *made[3:])
         return _backward(spec, inputs, weights, ctx.how, results, grads, need_x)
 
     def setup(ctx, inputs, output):
         x, weight_ih, weight_hh, bias_ih, bias_hh, *rest, stacked, save, suffix, apart = inputs
-        if not save:
-            raise RuntimeError(f"{name}: gradients are required; call it with save=True")
         ctx.mark_non_differentiable(*(output[4:] if spec.states == 2 else output[2:]))
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-        last, _, _, last_c, *results = output
-        how = stacked, suffix, apart
-        keep(ctx, Inputs(x, *rest), weights, how, (last, last_c, *results))
+        last, _, _, *results = output
+        kept = (last, *results) if save else ()
+        keep(ctx, Inputs(x, *rest), weights, (stacked, suffix, apart), kept)
 
     def backward(ctx, *grads):
         need = ctx.needs_input_grad

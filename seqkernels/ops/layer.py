@@ -9,12 +9,14 @@ the backward: first derivatives do not need it, and second derivatives project a
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from .. import modes
 from ..cells import CellSpec
 from .gemm import linear, matmul
-from .registry import LIBRARY, NAMESPACE, differentiable_grads, get
-from .sequence import fake_sequence, reference_sequence, run_backward, save_flags
+from .registry import LIBRARY, NAMESPACE, differentiable_grads, get, same_device
+from .sequence import fake_sequence, keep, kept, reference_sequence, run_backward
 from .weights import bias_grads, fold_bias, rows_product, weight_hh_grad
 
 _SCHEMA = (
@@ -46,22 +48,24 @@ def register_layer(spec: CellSpec) -> None:
     def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
              reverse, save, suffix):
         # fmt: on
+        same_device(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, reset)
         return fake_sequence(spec, x.shape[:-1], h_0, save)
 
     def setup(ctx, inputs, output):
         *tensors, reverse, save, suffix = inputs
-        save_flags(ctx, name, spec, save, output)
-        result, _, _, c_sequence, saved = output
-        ctx.save_for_backward(*tensors, result, c_sequence, saved)
+        keep(ctx, spec, tensors, output, save)
         ctx.reverse, ctx.suffix = reverse, suffix
 
     def backward(ctx, *grads):
-        (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, *rest) = ctx.saved_tensors
-        lengths, batch_sizes, reset, *results = rest
-        layout = (lengths, batch_sizes, reset, ctx.reverse)
+        tensors, results = kept(ctx)
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, *layout = tensors
+        layout = (*layout, ctx.reverse)
         if torch.is_grad_enabled():
             inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)
             return (*second_order(spec, inputs, layout, grads), *[None] * 6)
+        if not results:
+            output, _, _, *others = forward(*tensors, ctx.reverse, True, ctx.suffix)
+            results = (output, *others)
         grad_gates, grad_h, grad_h_0, grad_c_0 = run_backward(
             f"{spec.name}_sequence{ctx.suffix}", spec, grads, weight_hh, h_0, c_0, results, layout
         )
@@ -91,7 +95,8 @@ def register_layer(spec: CellSpec) -> None:
         def forward(ctx, *inputs):
             with torch._C._AutoDispatchBelowAutograd():
                 output = forward(*inputs)
-            setup(ctx, inputs, output)
+            *_, batch_sizes, _, _, save, _ = inputs
+            setup(ctx, inputs, _writable(spec, output, batch_sizes) if save else output)
             return output
 
         @staticmethod
@@ -108,6 +113,22 @@ def register_layer(spec: CellSpec) -> None:
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=LIBRARY
     )
+
+
+def _writable(spec: CellSpec, output: tuple[Tensor, ...], batch_sizes: Tensor | None):
+    """`output` for the backward, so that the caller may change its own in place.
+
+    torch.nn's layers allow that on a CPU, but for an LSTM that runs on oneDNN. The two share their
+    memory until one of them is written to.
+    """
+    result = output[0]
+    taken = result.dtype == torch.float32 or (
+        result.dtype == torch.bfloat16 and modes.HAS_ONEDNN_BF16
+    )
+    onednn = spec.states == 2 and batch_sizes is None and taken and modes.onednn_enabled()
+    if onednn or not result.is_cpu or type(result) is not Tensor:
+        return output
+    return (torch._lazy_clone(result), *output[1:])
 
 
 def second_order(spec, inputs, layout, grads):

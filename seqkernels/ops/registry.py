@@ -39,6 +39,19 @@ def differentiable_grads(
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
+def same_device(*tensors: Tensor | None) -> None:
+    """For fakes, which run wherever one tensor has no memory: the others must not have any.
+
+    Raises:
+        RuntimeError: the tensors are on several devices.
+    """
+    devices = {str(x.device) for x in tensors if x is not None}
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"Expected all tensors on one device, got {' and '.join(sorted(devices))}"
+        )
+
+
 def register_no_derivative(name: str) -> None:
     """Say plainly that a backward op, called directly, has no derivative of its own."""
 

@@ -7,9 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
+from ..arguments import check_batch_sizes
 from ..cells import CellSpec
 from .packed import batch_sizes_on, row_lengths
-from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get, register_no_derivative
+from .registry import (
+    LIBRARY,
+    NAMESPACE,
+    absent,
+    differentiable_grads,
+    get,
+    register_no_derivative,
+    same_device,
+)
 from .weights import bias_grads, weight_hh_grad
 
 
@@ -38,6 +47,7 @@ def reference_sequence(
     """`reference.sequence` that also takes packed input: (output, state, c_sequence or None)."""
     if batch_sizes is not None:
         batch = state[0].shape[0]
+        check_batch_sizes(batch_sizes.tolist(), batch, gates_x.shape[0])
         sizes = batch_sizes_on(batch_sizes, batch, gates_x.shape[0], gates_x.device)
         lengths = row_lengths(sizes, batch)
         gates_x = _pad(gates_x, batch_sizes)
@@ -70,14 +80,23 @@ def fake_sequence(spec: CellSpec, rows: Sequence[int], h_0: Tensor, save: bool):
     )
 
 
-def save_flags(ctx, op_name: str, spec: CellSpec, save: bool, output) -> None:
-    """What the autograd set-up of sequence and layer ops has in common."""
-    if not save:
-        raise RuntimeError(f"{op_name}: gradients are required; call it with save=True")
+def keep(ctx, spec: CellSpec, inputs: Sequence[Tensor | None], output, save: bool) -> None:
+    """Save what the backward of a sequence or layer op reads: its inputs and, of `output`, results.
+
+    A call without `save` comes from a program that was captured for inference: its results are
+    not there, and the backward runs the op again.
+    """
     result, h_n, c_n, c_sequence, saved = output
-    absent_results = (c_n, c_sequence, saved) if spec.states == 1 else (saved,)
-    ctx.mark_non_differentiable(*absent_results)
+    ctx.mark_non_differentiable(*((c_n, c_sequence, saved) if spec.states == 1 else (saved,)))
     ctx.set_materialize_grads(False)
+    ctx.count = len(inputs)
+    ctx.save_for_backward(*inputs, *((result, c_sequence, saved) if save else ()))
+
+
+def kept(ctx) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+    """What `keep` has saved: the inputs, and the results (output, c_sequence, saved) or nothing."""
+    tensors = ctx.saved_tensors
+    return tensors[: ctx.count], tensors[ctx.count :]
 
 
 def register_sequence(spec: CellSpec, suffix: str) -> None:
@@ -85,6 +104,7 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
     name = f"{spec.name}_sequence{suffix}"
 
     def fake(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, reverse, save):
+        same_device(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, reset)
         return fake_sequence(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
@@ -102,20 +122,20 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
 
     def setup(ctx, inputs, output):
         *tensors, reverse, save = inputs
-        save_flags(ctx, name, spec, save, output)
-        result, _, _, c_sequence, saved = output
-        ctx.save_for_backward(*tensors, result, c_sequence, saved)
+        keep(ctx, spec, tensors, output, save)
         ctx.reverse = reverse
 
     def backward(ctx, *grads):
-        (gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, *results) = (
-            ctx.saved_tensors
-        )
-        layout = (lengths, batch_sizes, reset, ctx.reverse)
+        inputs, results = kept(ctx)
+        gates_x, weight_hh, bias_hh, h_0, c_0, *layout = inputs
+        layout = (*layout, ctx.reverse)
         if torch.is_grad_enabled():
             state = (h_0,) if c_0 is None else (h_0, c_0)
             found = _second_order(spec, gates_x, weight_hh, bias_hh, state, layout, grads)
             return (*found, None, None, None, None, None)
+        if not results:
+            output, _, _, *others = get(name)(*inputs, ctx.reverse, True)
+            results = (output, *others)
         grad_x, grad_h, grad_h_0, grad_c_0 = run_backward(
             name, spec, grads, weight_hh, h_0, c_0, results, layout
         )

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..cells import CELLS, CellSpec
+from .cell import kept_results
 from .gemm import linear, matmul
-from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get
+from .registry import LIBRARY, NAMESPACE, absent, differentiable_grads, get, same_device
 from .weights import rows_product
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -21,16 +22,73 @@ FEW_ROWS = 2
 
 
 def register_step(spec: CellSpec) -> None:
-    """Register the fake of `<cell>_step`, which has no derivative of its own."""
+    """Register the fake and autograd of `<cell>_step`."""
 
     def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save):
+        same_device(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
         return (
             torch.empty_like(h),
             torch.empty_like(h) if spec.states == 2 else absent(h),
             h.new_empty(h.shape[0], spec.saved * h.shape[1]) if save and spec.saved else absent(h),
         )
 
-    torch.library.register_fake(f"{NAMESPACE}::{spec.name}_step", fake, lib=LIBRARY)
+    def setup(ctx, inputs, output):
+        *tensors, save = inputs
+        new_h, new_c, saved = output
+        _keep(ctx, spec, tensors, output if save else ())
+        ctx.mark_non_differentiable(*((saved,) if spec.states == 2 else (new_c, saved)))
+
+    def backward(ctx, grad_new_h, grad_new_c, grad_saved):
+        inputs, results = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        if not results:  # a program captured for inference
+            results = get(f"{spec.name}_step")(*inputs, True)
+        need = ctx.needs_input_grad
+        return (*_gradients(spec, inputs, results, (grad_new_h, grad_new_c), need), None)
+
+    name = f"{NAMESPACE}::{spec.name}_step"
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    torch.library.register_autograd(name, backward, setup_context=setup, lib=LIBRARY)
+
+
+def _keep(ctx, spec: CellSpec, inputs, results) -> None:
+    """Save the inputs of a step and, where there are any, its results (new_h, new_c, saved)."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *(kept_results(spec, inputs[5], *results) if results else ()))
+
+
+def _gradients(spec: CellSpec, inputs, results, grads, need) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, weight_ih, weight_hh, bias_ih, bias_hh, h, c) that are needed.
+
+    They go through the reference recurrence where they need gradients themselves.
+    """
+    x, weight_ih, weight_hh, bias_ih, bias_hh, h, c = inputs
+    if torch.is_grad_enabled():
+        gates_x = F.linear(x, weight_ih, bias_ih)
+        state = (h,) if c is None else (h, c)
+        found = reference.step(spec.name, gates_x, weight_hh, bias_hh, state)
+        return tuple(differentiable_grads(found, grads[: len(found)], tuple(inputs)))
+    separate = spec.separate_hidden
+    with _below_autograd():
+        grad_x, grad_h_gates, grad_h, grad_c = get(f"{spec.name}_cell_backward")(
+            *grads, h, c, *results
+        )
+        if not separate:
+            grad_h_gates = grad_x
+        if need[5]:
+            # Only the GRU's h enters its step by itself, beside the product. A sum that starts
+            # from it, as addmm's, loses more bits than one that ends with it.
+            product = matmul(grad_h_gates, weight_hh)
+            grad_h = grad_h.add_(product) if separate else product
+        grad_bias_ih = grad_x.sum(0) if need[3] or need[4] and not separate else None
+        return (
+            matmul(grad_x, weight_ih) if need[0] else None,
+            rows_product((grad_x,), (x,)) if need[1] else None,
+            rows_product((grad_h_gates,), (h,)) if need[2] else None,
+            grad_bias_ih if need[3] else None,
+            (grad_h_gates.sum(0) if separate else grad_bias_ih) if need[4] else None,
+            grad_h if need[5] else None,
+            grad_c if c is not None and need[6] else None,
+        )
 
 
 def _products_and_cell(name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, save):
@@ -70,43 +128,15 @@ class Step(torch.autograd.Function):
             new_h, new_c, saved = _products_and_cell(
                 name, x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, True
             )
-        ctx.name = name
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, new_h, new_c, saved)
+        ctx.spec = CELLS[name]
+        inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+        _keep(ctx, ctx.spec, inputs, (new_h, new_c, saved))
         return new_h if c is None else (new_h, new_c)
 
     @staticmethod
     def backward(ctx, grad_new_h, grad_new_c=None):
-        """Gradients of every tensor, through the reference recurrence if they need gradients."""
+        """Gradients of every tensor."""
         *inputs, new_h, new_c, saved = ctx.saved_tensors
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c = inputs
-        need = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            gates_x = F.linear(x, weight_ih, bias_ih)
-            state = (h,) if c is None else (h, c)
-            found = reference.step(ctx.name, gates_x, weight_hh, bias_hh, state)
-            grads = (grad_new_h, grad_new_c)[: len(found)]
-            return (None, *differentiable_grads(found, grads, tuple(inputs)))[: len(need)]
-        separate = CELLS[ctx.name].separate_hidden
-        with _below_autograd():
-            grad_x, grad_h_gates, grad_h, grad_c = get(f"{ctx.name}_cell_backward")(
-                grad_new_h, grad_new_c, h, c, new_h, new_c, saved
-            )
-            if not separate:
-                grad_h_gates = grad_x
-            if need[6]:
-                # Only the GRU's h enters its step by itself, beside the product. A sum that starts
-                # from it, as addmm's, loses more bits than one that ends with it.
-                product = matmul(grad_h_gates, weight_hh)
-                grad_h = grad_h.add_(product) if separate else product
-            grad_bias_ih = grad_x.sum(0) if need[4] or need[5] and not separate else None
-            return (
-                None,
-                matmul(grad_x, weight_ih) if need[1] else None,
-                rows_product((grad_x,), (x,)) if need[2] else None,
-                rows_product((grad_h_gates,), (h,)) if need[3] else None,
-                grad_bias_ih if need[4] else None,
-                (grad_h_gates.sum(0) if separate else grad_bias_ih) if need[5] else None,
-                grad_h if need[6] else None,
-                grad_c if c is not None and need[7] else None,
-            )[: len(need)]
+        need, grads = ctx.needs_input_grad, (grad_new_h, grad_new_c)
+        found = _gradients(ctx.spec, inputs, (new_h, new_c, saved), grads, (*need[1:], False))
+        return (None, *found)[: len(need)]

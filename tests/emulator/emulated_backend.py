@@ -10,7 +10,7 @@ import dataclasses
 import torch
 from emulated_ops import library, ops
 
-from seqkernels import dispatch
+from seqkernels import backend, dispatch
 from seqkernels.cells import CELLS
 
 OPS = ("sequence_persistent", "sequence_persistent_backward", "directions_persistent")
@@ -33,7 +33,7 @@ def planned(cell, dtype, *rest):
 def can_run(call):
     if call.transformed or call.dtype == torch.float64:
         return "not emulated"
-    return planned(*dispatch._question(call))
+    return planned(*backend.question(call))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The same layer three times: ours, torch's in the same dtype, and torch's in float64; and runs."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,6 +30,17 @@ def trio(kind: str, *args, dtype: torch.dtype = torch.float64, **keywords) -> Tr
     ours = getattr(seqkernels, kind)(*args, dtype=dtype, **keywords)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return Trio(ours, theirs, copy.deepcopy(theirs).double())
+
+
+@contextlib.contextmanager
+def onednn(enabled: bool):
+    """`torch.backends.mkldnn.flags(enabled)`, which warns on a torch without Intel GPUs."""
+    before = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def tensors_of(results) -> list[Tensor]:

@@ -97,8 +97,6 @@ INPUTS = {
     "4-D": torch.zeros(2, 4, 2, 3),
     "features": torch.zeros(4, 2, 7),
     "features unbatched": torch.zeros(4, 7),
-    "no steps": torch.zeros(0, 2, 3),
-    "no steps unbatched": torch.zeros(0, 3),
     "float64": torch.zeros(4, 2, 3, dtype=torch.float64),
     "int64": torch.zeros(4, 2, 3, dtype=torch.int64),
     "meta": torch.zeros(4, 2, 3, device="meta"),

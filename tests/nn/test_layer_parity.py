@@ -193,8 +193,10 @@ def test_reset_before(options, dtype):
         assert_parity(value, theirs[name], expected[name], name)
 
 
-def test_reset_before_is_the_literature_form():
-    ours = seqkernels.GRU(3, 4, reset="before", dtype=torch.float64)
+@pytest.mark.parametrize("update", ["keep", "replace"])
+def test_reset_before_is_the_literature_form(update):
+    """Cho et al. 2014, equations 5 to 8, and with z the other way about Chung et al. 2014."""
+    ours = seqkernels.GRU(3, 4, reset="before", update=update, dtype=torch.float64)
     x, h = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
     w_r, w_z, w_n = ours.weight_ih_l0.chunk(3)
     u_r, u_z, u_n = ours.weight_hh_l0.chunk(3)
@@ -202,7 +204,29 @@ def test_reset_before_is_the_literature_form():
     r = torch.sigmoid(x @ w_r.T + h @ u_r.T + b_r)
     z = torch.sigmoid(x @ w_z.T + h @ u_z.T + b_z)
     n = torch.tanh(x @ w_n.T + (r * h) @ u_n.T + b_n)
-    assert_parity(ours(x[None], h[None])[0][0], None, (1 - z) * h + z * n, "h")
+    wanted = z * h + (1 - z) * n if update == "keep" else (1 - z) * h + z * n
+    assert_parity(ours(x[None], h[None])[0][0], None, wanted, "h")
+    cell = seqkernels.GRUCell(3, 4, reset="before", update=update, dtype=torch.float64)
+    cell.load_state_dict({n.removesuffix("_l0"): p for n, p in ours.state_dict().items()})
+    assert_parity(cell(x, h), None, wanted, "h of the cell")
+
+
+def test_update_replace_after_the_product():
+    """The same turn of z in torch's own form, for a whole layer and its gradients."""
+    ours = seqkernels.GRU(3, 4, 2, update="replace", dtype=torch.float64)
+    exact = torch.nn.GRU(3, 4, 2, dtype=torch.float64)
+    with torch.no_grad():
+        for one, other in zip(exact.parameters(), ours.parameters(), strict=True):
+            one.copy_(other)
+            one[4:8].neg_()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    found, wanted = ours(x)[0], exact(x)[0]
+    assert_parity(found, None, wanted, "output")
+    for output in (found, wanted):
+        output.square().sum().backward()
+    for one, other in zip(exact.parameters(), ours.parameters(), strict=True):
+        one.grad[4:8].neg_()
+        assert_parity(other.grad, None, one.grad, "gradient")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,7 +96,7 @@ def test_repr_and_names(kind, options):
     ours, theirs = _ours(kind, options), _theirs(kind, options)
     assert repr(ours) == repr(theirs)
     assert repr(seqkernels.GRU(5, 7, reset="before")) == "GRU(5, 7, reset=before)"
-    assert repr(seqkernels.GRUCell(5, 7, reset="before")) == "GRUCell(5, 7, reset=before)"
+    assert repr(seqkernels.GRUCell(5, 7, update="replace")) == "GRUCell(5, 7, update=replace)"
     shared = {k for k in vars(theirs) if not k.startswith("_")}
     assert {k: getattr(ours, k) for k in shared} == {k: getattr(theirs, k) for k in shared}
 
@@ -113,11 +113,13 @@ def test_all_weights_and_flatten_parameters(kind, options):
     assert [id(w) for w in ours._flat_weights] == [id(p) for p in ours.parameters()]
 
 
-@pytest.mark.parametrize("reset", ["after", "before"])
-def test_reset_survives_copies(reset):
-    for module in (seqkernels.GRU(5, 7, reset=reset), seqkernels.GRUCell(5, 7, reset=reset)):
+@pytest.mark.parametrize("form", [{}, {"reset": "before"}, {"update": "replace"}])
+def test_the_form_of_a_gru_survives_copies(form):
+    for module in (seqkernels.GRU(5, 7, **form), seqkernels.GRUCell(5, 7, **form)):
+        x = torch.randn(3, 5)
         for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-            assert copied.reset == reset
+            assert repr(copied) == repr(module)
+            assert torch.equal(copied(x)[0], module(x)[0])
 
 
 @modules

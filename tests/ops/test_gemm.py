@@ -5,10 +5,18 @@ import time
 import pytest
 import torch
 from tolerance import assert_parity
+from torch.utils.flop_counter import FlopCounterMode
 
+from seqkernels.ops import gemm
 from seqkernels.ops.gemm import linear, matmul
 
-ROWS, DEPTH, COLUMNS = 160, 200, 192
+ROWS, DEPTH, COLUMNS = 163, 200, 192
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "torch"])
+def library(request, monkeypatch):
+    """Both ways, whichever the processor takes."""
+    monkeypatch.setattr(gemm, "_ONEDNN_WINS", request.param)
 
 
 def layouts(rows, columns):
@@ -50,3 +58,29 @@ def test_a_slice_of_columns_does_not_take_a_reference_kernel():
 
     # oneDNN's reference product takes a thousand times as long.
     assert min(seconds(matmul) for _ in range(3)) < 50 * min(seconds(torch.mm) for _ in range(3))
+
+
+def test_the_number_of_shapes_is_bounded(library):
+    """oneDNN keeps a product for every number of rows that it is given."""
+    classes = {gemm._row_class(rows) for rows in range(1, 1 << 14)}
+    assert len(classes) <= 8 * 14
+    for rows in range(1, 5000):
+        assert rows <= gemm._row_class(rows) <= rows * 9 / 8
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # of what torch.jit.trace is, and cannot see
+def test_the_switch_and_modes_are_obeyed(library, monkeypatch):
+    """Torch takes the product with the switch off, in a trace, and under a mode that looks on."""
+    called = []
+    monkeypatch.setattr(gemm, "_onednn", lambda *arguments: called.append(arguments))
+    x, weight = torch.randn(1024, 64), torch.randn(64, 64)
+    before = torch.backends.mkldnn.enabled
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        linear(x, weight), matmul(x, weight)
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+    with FlopCounterMode(display=False):
+        linear(x, weight), matmul(x, weight)
+    torch.jit.trace(linear, (x, weight), check_trace=False)
+    assert not called

@@ -182,10 +182,16 @@ def test_cell_opcheck(cell):
     torch.library.opcheck(get(f"{cell}_cell_backward"), arguments)
 
 
-def test_gradients_without_saving_are_refused():
-    values, layout = tensors("lstm", SAMPLES["plain"], requires_grad=True)
-    with pytest.raises(RuntimeError, match="call it with save=True"):
-        get("lstm_sequence")(*values, *layout, False)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_without_saving(cell):
+    """A program captured for inference does not save: its backward runs the forward again."""
+    values, layout = tensors(cell, SAMPLES["plain"], requires_grad=True)
+    wanted = [v for v in values if v is not None]
+    found = []
+    for save in (True, False):
+        output, h_n, *_ = get(f"{cell}_sequence")(*values, *layout, save)
+        found.append(torch.autograd.grad(output.square().sum() + h_n.sum(), wanted))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_backward_op_has_no_derivative_of_its_own():
