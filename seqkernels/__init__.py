@@ -1,5 +1,7 @@
 """Fused LSTM, GRU and RNN kernels for PyTorch, as drop-in layers."""
 
+import importlib
+
 # First _interrupt: the others import torch.
 from . import _interrupt, decode, dispatch, functional, nn  # noqa: F401
 from .dispatch import backends, use_backend
@@ -27,3 +29,10 @@ __all__ = [
     "unpatch",
     "use_backend",
 ]
+
+
+def __getattr__(name: str):
+    # Imported when it is asked for: what it needs takes seconds, and few programs export.
+    if name == "onnx":
+        return importlib.import_module(f"{__name__}.onnx")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

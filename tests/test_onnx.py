@@ -354,6 +354,12 @@ def test_without_the_table_the_error_names_the_op():
         export(seqkernels.GRU(I, H), torch.randn(4, 3, I), custom_translation_table=None)
 
 
+def test_it_is_reached_from_the_package():
+    code = "import seqkernels; print(callable(seqkernels.onnx.table), hasattr(seqkernels, 'nope'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_missing_packages_are_one_sentence():
     code = (
         "import sys; sys.modules['onnxscript'] = None\n"
