@@ -1,12 +1,16 @@
 """Options and settings shared by all tests."""
 
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin between regions cost tenfold on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# What a shell starts in the background ignores Ctrl-C, and so would the commands that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The package `bench` before the folder tests/bench; then tests/tolerance.py, tests/gpu.py and
 # tests/emulator/emulator.py, from every folder.
 TESTS = Path(__file__).resolve().parent
