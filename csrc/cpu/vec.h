@@ -153,7 +153,8 @@ SK_ALWAYS Vec<float> tanh_(Vec<float> x) {
   return quotient(m, sum, m - (sum - 2.0f));
 }
 
-// The same in double, but that it overflows to infinity; the Taylor series of degree 13 leaves 4e-18 at |r| = log(2) / 2.
+// The same in double, but that it overflows to infinity; the Taylor series of degree 13 leaves
+// 4e-18 at |r| = log(2) / 2.
 SK_ALWAYS Vec<double> exp_(Vec<double> a) {
   const double kRound = 6755399441055744.0;
   Doubles x = a.v;
