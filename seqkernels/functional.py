@@ -85,9 +85,8 @@ def sequence(
     if reset is not None and reverse:
         reset = _before_reverse_steps(reset, lengths)
     plain = lengths is None and batch_sizes is None and reset is None and not return_c_sequence
-    tensors = (weight_ih, weight_hh, bias_ih, bias_hh, *state)
     plain = plain and backend is None and spec.pointwise and x.shape[0] == 1
-    if plain and _plain(x, *tensors):
+    if plain and _plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state):
         # One step, as a model that runs live takes them: no weights are packed for it.
         state = _plain_cell(cell, x[0], state, weight_ih, weight_hh, bias_ih, bias_hh)
         return state[0].unsqueeze(0), state, None
@@ -367,8 +366,8 @@ def cell(
         RuntimeError: the named backend cannot run this call; the message says why.
     """
     spec: CellSpec = CELLS[cell]
-    tensors = (weight_ih, weight_hh, bias_ih, bias_hh, *state)
-    if backend is None and spec.pointwise and _plain(x, *tensors):
+    ordinary = backend is None and spec.pointwise
+    if ordinary and _plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state):
         return _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
     given, wide = state, modes.wide_results(cell, state[-1], True)
     # fmt: off

@@ -48,16 +48,17 @@ def captured() -> bool:
 
 def autocast(device_type: str, tensors: _Tensors) -> _Tensors:
     """Cast to autocast's dtype where autocast is on, as torch.nn's recurrent layers do."""
-    if not _autocasts(device_type):
+    if not autocasts(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
-    return tuple(t.to(dtype) if t is not None and t.dtype in _CAST else t for t in tensors)
+    return tuple(t.to(dtype) if t is not None and t.dtype in CAST else t for t in tensors)
 
 
-_CAST = (torch.float32, torch.float16, torch.bfloat16)
+CAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast casts
 
 
-def _autocasts(device_type: str) -> bool:
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device."""
     # The second question raises for devices without autocast, such as meta.
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device_type)
 
@@ -73,7 +74,7 @@ def wide_results(cell: str, state: Tensor, by_steps: bool) -> torch.dtype | None
         state: the last state, c or else h, as the caller gave it.
         by_steps: an LSTM's torch.nn twin takes single steps: a cell, or packed input.
     """
-    if not state.is_cpu or not _autocasts("cpu") or state.dtype not in _CAST:
+    if not state.is_cpu or not autocasts("cpu") or state.dtype not in CAST:
         return None
     if cell.startswith("rnn") or (cell == "lstm" and not by_steps and onednn_enabled()):
         return None

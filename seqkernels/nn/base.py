@@ -4,6 +4,7 @@ What is shared stands in functions of a module, not in methods: a class that der
 may give its own attributes any name but `torch.nn`'s.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,14 +55,16 @@ def recurrence(layer: nn.RNNBase) -> str:
 def layer_weights(layer: RecurrentLayer, index: int) -> list[Tensor]:
     """weight_ih, weight_hh and, where there are any, bias_ih, bias_hh, weight_hr of a layer.
 
-    A parameter is found faster in its dictionary than as an attribute; one that is parametrised or
-    replaced by a plain tensor is an attribute only.
+    They are as the recurrence takes them: see `as_recurrence_has`. A parameter is found faster in
+    its dictionary than as an attribute; one that is parametrised or replaced by a plain tensor is
+    an attribute only.
     """
     parameters = layer._parameters
-    return [
+    weights = [
         parameters[name] if name in parameters else getattr(layer, name)
         for name in layer._all_weights[index]
     ]
+    return as_recurrence_has(layer, weights)
 
 
 def run(
@@ -176,19 +179,18 @@ def _checked(
     if not layer.bias:
         for own in weights:
             own[2:2] = (None, None)
-    if getattr(layer, "_seqkernels_update", "keep") == "replace":
-        weights = [[negate_update(t, hidden_size) for t in own] for own in weights]
     directions = 2 if layer.bidirectional else 1
     dropout = layer.dropout if layer.training else 0.0
     return Stack(cell, hidden_size, weights, directions, dropout)
 
 
-def negate_update(rows: Tensor | None, hidden_size: int) -> Tensor | None:
-    """Weights or biases of a GRU, gates r, z, n in rows, with those of z negated.
+def as_recurrence_has(module: nn.Module, weights: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Weights and biases of a layer or cell as the recurrence takes them.
 
-    Since sigmoid(-a) = 1 - sigmoid(a), the gate then replaces the state where it kept it.
+    In a GRU with update="replace" the rows of z, of gates r, z, n, are negated: sigmoid(-a) is
+    1 - sigmoid(a), so the gate then replaces the state where it kept it.
     """
-    if rows is None:
-        return None
-    r, z, n = rows.split(hidden_size)
-    return torch.cat((r, -z, n))
+    if getattr(module, "_seqkernels_update", "keep") == "keep":
+        return weights
+    n = module.hidden_size
+    return [None if t is None else torch.cat((t[:n], -t[n : 2 * n], t[2 * n :])) for t in weights]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from . import checks, tools
-from .base import negate_update
+from .base import as_recurrence_has
 from .layers import _Device, form_repr, set_form
 
 
@@ -31,9 +31,7 @@ def _step(
     if state is None:
         zeros = x.new_zeros(x.size(0), hidden_size)
         state = (zeros, zeros) if cell == "lstm" else (zeros,)
-    weights = _weights(module)
-    if getattr(module, "_seqkernels_update", "keep") == "replace":
-        weights = tuple(negate_update(t, hidden_size) for t in weights)
+    weights = as_recurrence_has(module, _weights(module))
     try:
         if cell == "gru_reset_before":
             # Its step holds a second product, so there is no pointwise op: a sequence of one step.

@@ -54,7 +54,6 @@ def sequence(
     arguments.same("weight_hh", weight_hh, (4 * hidden_size, proj_size), x)
     if h_0 is not None:
         arguments.same("h", h_0, (rows, proj_size), x)
-    if h_0 is not None:
         x = torch.cat((x, _at_first_step(h_0, x, lengths, batch_sizes, reset, reverse)), -1)
         weight_ih = torch.cat((weight_ih, weight_hh), -1)
     output, (m_n, c_n), c_sequence = functional.sequence(

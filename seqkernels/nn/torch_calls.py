@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _extension, dispatch, functional, modes
+from ..backend import DTYPES
 from ..cells import CELLS
 from .stack import Layout, Stack, run
 
 # What a tensor of another class does with an operation is for torch's own function to ask.
 _ORDINARY = (Tensor, nn.Parameter, FakeTensor)
-_CAST = (torch.float32, torch.float16, torch.bfloat16)  # by autocast
-_DTYPES = (torch.float64, *_CAST)
 
 
 def layer(cell: str, x: Tensor, *args) -> tuple[Tensor, ...] | None:
@@ -111,16 +110,16 @@ def _state(cell: str, hx: object) -> tuple | None:
 
 def _fit(x: Tensor, others: Sequence[Tensor]) -> bool:
     """Whether x and others are ordinary tensors of one device and, after autocast, one dtype."""
-    if type(x) not in _ORDINARY or x.dtype not in _DTYPES or x.layout != torch.strided:
+    if type(x) not in _ORDINARY or x.dtype not in DTYPES or x.layout != torch.strided:
         return False
     device, dtype = x.device, x.dtype
     if device.type not in ("cpu", "cuda"):
         return False
-    cast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type)
+    cast = dtype in modes.CAST and modes.autocasts(device.type)
     for t in others:
         if type(t) not in _ORDINARY or t.device != device:
             return False
-        if t.dtype != dtype and not (cast and dtype in _CAST and t.dtype in _CAST):
+        if t.dtype != dtype and not (cast and t.dtype in modes.CAST):
             return False
     return True
 

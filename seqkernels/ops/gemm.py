@@ -75,7 +75,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """A [M, K] @ b [K, N] without derivatives."""
     # Where neither dimension of b is contiguous as a whole, as in a slice of columns, oneDNN takes
     # its reference product: seconds instead of milliseconds.
-    whole = b.is_contiguous() or b.t().is_contiguous()
-    if not whole or not _suits_onednn(a, b.t(), a.numel() * b.shape[1]):
+    weight = b.t()
+    whole = b.is_contiguous() or weight.is_contiguous()
+    if not whole or not _suits_onednn(a, weight, a.numel() * b.shape[1]):
         return a @ b
-    return _onednn(a, b.t(), None)
+    return _onednn(a, weight, None)

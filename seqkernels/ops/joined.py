@@ -338,7 +338,8 @@ def register_joined_layer(spec: CellSpec) -> None:
         ctx.save_for_backward(*inputs, *(t for part in weights for t in part), *results)
 
     def gradients(ctx, grads, need_x):
-        inputs, rest = Inputs(*ctx.saved_tensors[:6]), iter(ctx.saved_tensors[6:])
+        tensors = ctx.saved_tensors  # asked once: hooks may recompute them
+        inputs, rest = Inputs(*tensors[:6]), iter(tensors[6:])
         weights = Weights(*([next(rest) for _ in range(n)] for n in ctx.counts))
         results = tuple(rest)
         if not results:

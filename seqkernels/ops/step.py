@@ -39,7 +39,8 @@ def register_step(spec: CellSpec) -> None:
         ctx.mark_non_differentiable(*((saved,) if spec.states == 2 else (new_c, saved)))
 
     def backward(ctx, grad_new_h, grad_new_c, grad_saved):
-        inputs, results = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        tensors = ctx.saved_tensors
+        inputs, results = tensors[:7], tensors[7:]
         if not results:  # a program captured for inference
             results = get(f"{spec.name}_step")(*inputs, True)
         need = ctx.needs_input_grad

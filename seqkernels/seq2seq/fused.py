@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, decode
-from ..nn.base import recurrence
+from ..nn.base import layer_weights, recurrence
 from .decoder import Carry, Decoder
 from .layers import CELL_OPTIONS, LIBRARIES, hooked
 
@@ -25,8 +25,6 @@ def refusal(decoder: Decoder, carry: Carry) -> str | None:
         return "the embedding renormalises what it looks up"
     if any(map(hooked, (decoder.embedding, decoder.dropout, decoder.rnn, decoder.output))):
         return "a hook on a part of the decoder would not be called"
-    if getattr(decoder.rnn, "_seqkernels_update", "keep") != "keep":
-        return "an open update gate replaces the state"
     if not _has_kernel(recurrence(decoder.rnn), device.type):
         return f"there is no fused kernel for {device.type}"
     return None
@@ -37,7 +35,7 @@ def greedy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens [T, N], lengths [N] and log-probabilities [N] of the greedy search."""
     rnn = decoder.rnn
-    layers = [rnn.all_weights[layer] for layer in range(decoder.num_layers)]
+    layers = [layer_weights(rnn, layer) for layer in range(decoder.num_layers)]
     found = decode.greedy(
         recurrence(rnn),
         decoder.embedding.weight,

@@ -149,7 +149,6 @@ def _projects_vocabulary(
         isinstance(layer, (LSTM, GRU, RNN))
         and layer.num_layers == 1
         and not layer.proj_size
-        and getattr(layer, "_seqkernels_update", "keep") == "keep"
         and not (dropout.training and dropout.p > 0.0)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()

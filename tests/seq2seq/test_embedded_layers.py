@@ -96,6 +96,15 @@ def test_first_and_second_derivatives_in_double(kind, projected):
     assert projected
 
 
+def test_an_update_gate_that_replaces_the_state(projected):
+    layer, embedding, tokens = make("gru", update="replace")
+    module = (layer.double(), embedding.double(), tokens, None, None)
+    found, expected = (results(way, *module) for way in (by_table, by_input))
+    assert projected
+    for name in expected:
+        assert_parity(found[name], None, expected[name], name)
+
+
 def test_the_padding_symbol_learns_nothing():
     layer, embedding, tokens = make("lstm")
     output, _ = by_table(layer, embedding, tokens, None, None)

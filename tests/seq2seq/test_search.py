@@ -6,6 +6,8 @@ import pytest
 import torch
 from seq2seq_models import BOS, EOS, PAD, random_batch, small_model
 
+import seqkernels
+
 CELLS = ("lstm", "gru", "rnn")
 
 
@@ -101,6 +103,16 @@ def test_the_fused_search_is_the_step_loop(cell, layers, dtype):
     model.decoder.decode = lambda *_: calls.append(1)
     assert torch.equal(model.generate(source).tokens, loop.tokens)
     assert not calls
+
+
+def test_the_fused_search_of_a_gru_that_replaces_its_state():
+    model = small_model(cell="gru")
+    sizes = model.decoder.rnn.input_size, model.decoder.rnn.hidden_size
+    model.decoder.rnn = seqkernels.GRU(*sizes, update="replace")
+    sharpened(model)
+    source, _, _ = random_batch(rows=25)
+    fused, loop = (model.generate(source, fused=fused) for fused in (True, False))
+    assert torch.equal(fused.tokens, loop.tokens)
 
 
 @pytest.mark.parametrize(
