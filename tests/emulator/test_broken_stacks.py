@@ -25,7 +25,7 @@ CLUSTER = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 8, "
 L2 = {**CLUSTER, "max_cluster": 1}
 # Blocks that take what the layer above feeds them in two pieces.
 PIECES = {**L2, "processors": 24, "shared_per_block": 34 << 10}
-WIDE = Case(3, 5, 100, bias=False)
+WIDE = Case(2, 3, 100, bias=False)
 KINDS = {"cluster": (MIXED, CLUSTER), "L2": (MIXED, L2), "pieces": (WIDE, PIECES)}
 KINDS["small"] = SMALL, CLUSTER
 
