@@ -16,7 +16,7 @@ from .ops.gemm import linear
 from .ops.joined import EAGER_JOINED, Inputs, Weights, joined_forward
 from .ops.layer import EAGER
 from .ops.sequence import reference_sequence
-from .ops.step import FEW_ROWS, Step, infer
+from .ops.step import Step, infer
 from .ops.weights import fold_bias
 
 _State = tuple[Tensor, ...]
@@ -324,16 +324,27 @@ def _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh):
         or x.requires_grad
         or modes.needs_grad((bias_ih, bias_hh, *state))
     )
-    if cell in _TORCH_CELLS and (differentiable or x.shape[0] > FEW_ROWS):
-        # Two products and a function of one value: no kernel does less than torch's own op.
-        return (_TORCH_CELLS[cell](x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
     if differentiable:
         new_state = Step.apply(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, *state)
         return new_state if len(state) == 2 else (new_state,)
     return infer(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
+# Two products and a function of one value: no kernel does less than torch's own op.
 _TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell}
+
+
+def _torch_takes(x, weight_hh, bias_ih, bias_hh) -> bool:
+    """Whether torch's op takes a step of a plain RNN; it checks all sizes but those of biases."""
+    gates = weight_hh.shape[:1]
+    return (
+        not torch.compiler.is_compiling()
+        and dispatch.takes_native(x)
+        # Its sum in place fails under vmap where only the weights are batched.
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and (bias_ih is None or bias_ih.shape == gates)
+        and (bias_hh is None or bias_hh.shape == gates)
+    )
 
 
 def cell(
@@ -365,6 +376,8 @@ def cell(
     Raises:
         RuntimeError: the named backend cannot run this call; the message says why.
     """
+    if cell in _TORCH_CELLS and backend is None and _torch_takes(x, weight_hh, bias_ih, bias_hh):
+        return (_TORCH_CELLS[cell](x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
     spec: CellSpec = CELLS[cell]
     ordinary = backend is None and spec.pointwise
     if ordinary and _plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state):
