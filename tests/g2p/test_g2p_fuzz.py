@@ -1,14 +1,18 @@
 """Random command lines and damaged checkpoints: status 0 or 2, a sentence, never a traceback."""
 
+import json
 import math
+import os
 import random
+import re
 
 import pytest
 import torch
-from g2p_runs import edit, write_checkpoint
+from g2p_runs import edit, make_trainer, write_checkpoint
+from promptly import promptly
 from tiers import first_of
 
-from seqkernels.g2p import G2PError, main
+from seqkernels.g2p import G2PError, main, pronounce
 from seqkernels.g2p import run as run_module
 from seqkernels.g2p.cli import build_parser
 from seqkernels.g2p.train import Trainer
@@ -42,23 +46,59 @@ OPTIONS = {
 }
 
 
+BEGIN = "the training would begin here"
+# Of each option what a training can begin with, where that is not all of its pool.
+POSSIBLE = {
+    "--minutes": {"1", "2", "8", "2.5", "1e-3"},
+    "--seed": {"1", "2", "8", "0"},
+    "--cell": {"lstm", "gru"},
+    "--hidden": {"2", "8"},
+    "--layers": {"1", "2", "8"},
+    "--models": {"1", "2", "8"},
+    "--attention": {"general", "dot", "additive", "none"},
+    "--backend": {"torch", "reference"},
+    "--device": {"cpu", "cpu:1"},
+    "--beam": {"1", "2", "8"},
+    "--words": {"60", "30", str(2**40)},
+    "--test-words": {"list"},
+    "--json": {"a", "b", "./a", "list"},
+    "--checkpoint": {"a", "b", "./a", "list"},
+    "--plot": {"a", "b", "./a", "list"},
+}
+
+
+def assert_possible(arguments):
+    """A training begins where every option can be, and no two of them name one file."""
+    given = dict(zip(arguments, [*arguments[1:], None], strict=True))
+    for name in given.keys() & POSSIBLE.keys():
+        assert given[name] in POSSIBLE[name], (name, arguments)
+    files = [given[name] for name in ("--json", "--checkpoint", "--plot", "--test-words")
+             if name in given]  # fmt: skip
+    assert len({os.path.abspath(path) for path in files}) == len(files), arguments
+
+
 def status(arguments, capsys):
     """What a command line ends with; it must be told in a sentence where that is not 0."""
     try:
-        code = main(arguments)
+        with promptly():
+            code = main(arguments)
     except SystemExit as exit_:
         code = exit_.code
     out, err = capsys.readouterr()
     assert code in (0, 2) and "Traceback" not in err, (arguments, out, err)
     if code == 2:
         assert len(err.strip()) > 20, (arguments, err)
+    elif "--say" in arguments and "--help" not in arguments:
+        assert re.search(r"fine .* \d+\.\d %", out), (arguments, out)
+    if BEGIN in err:
+        assert_possible(arguments)
     return code
 
 
 @pytest.mark.parametrize("chunk", first_of(range(4)))
 def test_command_lines_work_or_say_why_not(chunk, tmp_path, monkeypatch, capsys):
     def enough(*_, **__):
-        raise G2PError("the training would begin here")
+        raise G2PError(BEGIN)
 
     monkeypatch.setattr(Trainer, "run", enough)
     monkeypatch.setattr(run_module, "affordable_epochs", lambda *_: 1.0)
@@ -81,18 +121,31 @@ VALUES = (None, True, 0, -1, 2, 1.5, 2**40, 2**70, 10**400, math.nan, math.inf, 
           [], [1], ["a"], ["a", "a"], [[1, 2]], [[None]], {}, {"a": 1})  # fmt: skip
 
 
+def may_be(value, was):
+    """Whether a value is of the kind that was there; which of them fit is not known here."""
+    if type(value) in (int, float) and type(was) in (int, float):
+        return 0 <= value <= 2**53 and (type(was) is float or type(value) is int)
+    if isinstance(value, list) and isinstance(was, list) and value and was:
+        return may_be(value[0], was[0])
+    return type(value) is type(was)
+
+
 def damage(draw, description, tensors):
-    """Change some values of a checkpoint, or none."""
+    """Change some values of a checkpoint, or none; returns whether it must be refused."""
+    wrong = False
     for _ in range(draw.choice((0, 1, 1, 2))):
         part = draw.choice(list(description))
         if draw.random() < 0.1:
-            description[part] = draw.choice(VALUES)
+            description[part], wrong = draw.choice(VALUES), True
         elif isinstance(description[part], dict) and description[part]:
             name = draw.choice([*description[part], "other"])
             if draw.random() < 0.2:
+                wrong |= name in description[part]
                 description[part].pop(name, None)
             else:
-                description[part][name] = draw.choice(VALUES)
+                was, value = description[part].get(name), draw.choice(VALUES)
+                wrong |= name == "other" or not may_be(value, was)
+                description[part][name] = value
     for _ in range(draw.choice((0, 0, 1))):
         name = draw.choice(list(tensors))
         value = tensors.pop(name)
@@ -108,7 +161,18 @@ def damage(draw, description, tensors):
             )
         )
         step = "optimizer" + name.removeprefix("model") + ".step"
-        tensors |= draw.choice(({}, {name: changed}, {name: value, step: changed.clone()}))
+        alike = changed.dtype == value.dtype and changed.shape == value.shape
+        wrong |= not (alike and changed.isfinite().all())
+        instead = draw.choice(({}, {name: changed}, {name: value, step: changed.clone()}))
+        tensors |= instead
+        wrong |= name not in instead or step in instead
+    return bool(wrong)
+
+
+def spoilt(draw, text):
+    """A text without one of its characters, or cut off there, with or without another end."""
+    place = draw.randrange(len(text))
+    return text[:place] + draw.choice(("", '"', "}", "[", "0", "\\", text[place + 1 :]))
 
 
 @pytest.mark.parametrize("chunk", first_of(range(6)))
@@ -119,8 +183,11 @@ def test_damaged_checkpoints_work_or_say_why_not(chunk, tmp_path, dictionary, ca
     seen = set()
     for call in range(CALLS):
         path.write_bytes(content)
-        if call % 2:
-            edit(path, lambda d, t: damage(draw, d, t))
+        wrong = []
+        if call % 12 == 1:
+            edit(path, lambda d, t: None, lambda fields: spoilt(draw, json.dumps(fields)))
+        elif call % 2:
+            edit(path, lambda d, t, wrong=wrong: wrong.append(damage(draw, d, t)))
         else:
             changed = bytearray(content[: draw.choice((None, None, draw.randrange(len(content))))])
             # Half of the time in the header, where the description is.
@@ -129,8 +196,32 @@ def test_damaged_checkpoints_work_or_say_why_not(chunk, tmp_path, dictionary, ca
                 changed[draw.randrange(end)] = draw.randrange(256)
             path.write_bytes(changed)
         arguments = ["--checkpoint", str(path), "--say", "fine"]
-        seen.add(status(arguments, capsys))
+        seen.add(code := status(arguments, capsys))
+        assert code == 2 or wrong != [True], f"call {call} of {chunk} reads a damaged checkpoint"
     assert seen == {0, 2}
+
+
+@pytest.mark.parametrize("seed", first_of(range(40)))
+def test_lost_weights_give_numbers_or_a_sentence(seed, dictionary):
+    """A model with numbers that are none, or huge, says so at once, in a training and outside."""
+    draw = random.Random(seed)
+    trainer, symbols, _ = make_trainer(dictionary)
+    weight = draw.choice(list(trainer.model.parameters())).detach().view(-1)
+    begin, count = draw.randrange(len(weight)), draw.choice((1, len(weight)))
+    weight[begin : begin + count] = draw.choice((math.nan, math.inf, -math.inf, 1e30))
+    words, beam = list(dictionary)[:5], draw.choice((1, 4))
+    try:
+        answers = pronounce(trainer.model, symbols, words, beam=beam, best=beam)
+        assert all(0 < answer.probability <= 1 for word in answers for answer in word)
+        assert all(answers)
+    except G2PError as error:
+        assert "not finite" in str(error)
+    steps = iter(range(3))
+    try:
+        progress = trainer.run(lambda: None, interrupted=lambda: next(steps) == 2)
+        assert math.isfinite(progress.loss[-1][1])
+    except G2PError as error:
+        assert "diverged" in str(error)
 
 
 def test_every_option_is_fuzzed():
