@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from g2p_runs import edit, make_trainer, write_checkpoint
 from promptly import promptly
 from tiers import first_of
 
-from seqkernels.g2p import G2PError, main, pronounce
+from seqkernels.g2p import G2PError, checkpoint, main, pronounce, train
 from seqkernels.g2p import run as run_module
 from seqkernels.g2p.cli import build_parser
+from seqkernels.g2p.schema import SCHEMA
 from seqkernels.g2p.train import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "read_once")
@@ -46,6 +48,7 @@ OPTIONS = {
 }
 
 
+FILE_OPTIONS = ("--json", "--checkpoint", "--plot", "--test-words")
 BEGIN = "the training would begin here"
 # Of each option what a training can begin with, where that is not all of its pool.
 POSSIBLE = {
@@ -72,8 +75,7 @@ def assert_possible(arguments):
     given = dict(zip(arguments, [*arguments[1:], None], strict=True))
     for name in given.keys() & POSSIBLE.keys():
         assert given[name] in POSSIBLE[name], (name, arguments)
-    files = [given[name] for name in ("--json", "--checkpoint", "--plot", "--test-words")
-             if name in given]  # fmt: skip
+    files = [given[name] for name in FILE_OPTIONS if name in given]
     assert len({os.path.abspath(path) for path in files}) == len(files), arguments
 
 
@@ -95,8 +97,10 @@ def status(arguments, capsys):
     return code
 
 
-@pytest.mark.parametrize("chunk", first_of(range(4)))
-def test_command_lines_work_or_say_why_not(chunk, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command_lines(tmp_path, monkeypatch, capsys):
+    """Calls some; a training would only begin."""
+
     def enough(*_, **__):
         raise G2PError(BEGIN)
 
@@ -105,13 +109,22 @@ def test_command_lines_work_or_say_why_not(chunk, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "list").write_text("hello\n")
-    draw = random.Random(chunk)
-    for _ in range(CALLS):
-        arguments = ["--words", "60"]
-        for name in draw.sample(list(OPTIONS), draw.randint(0, 4)):
-            value = draw.choice(OPTIONS[name])
-            arguments += [name] if value is None else [name, value]
-        status(arguments, capsys)
+
+    def call(seed, calls=CALLS, options=OPTIONS):
+        draw = random.Random(seed)
+        for _ in range(calls):
+            arguments = ["--words", "60"]
+            for name in draw.sample(list(options), draw.randint(0, 4)):
+                value = draw.choice(options[name])
+                arguments += [name] if value is None else [name, value]
+            status(arguments, capsys)
+
+    return call
+
+
+@pytest.mark.parametrize("chunk", first_of(range(4)))
+def test_command_lines_work_or_say_why_not(chunk, command_lines, tmp_path):
+    command_lines(chunk)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "list"]
     tiny = torch.tensor(1e-40)
     assert tiny * 1.0 > 0, "denormals are numbers again"
@@ -149,21 +162,21 @@ def damage(draw, description, tensors):
     for _ in range(draw.choice((0, 0, 1))):
         name = draw.choice(list(tensors))
         value = tensors.pop(name)
-        changed = draw.choice(
-            (
-                value.double(),
-                value.bool(),
-                value.bfloat16(),
-                value[:0],
-                value.flatten(),
-                value.t().contiguous(),
-                torch.full_like(value, draw.choice((math.nan, math.inf, 1e38))),
-            )
-        )
-        step = "optimizer" + name.removeprefix("model") + ".step"
+        others = (value.double(), value.bool(), value.bfloat16(), value[:0], value.flatten())
+        filled = torch.full_like(value, draw.choice((math.nan, math.inf, 1e38)))
+        changed = draw.choice((*others, value.t().contiguous(), filled, filled, filled))
+        own = "optimizer" + name.removeprefix("model")
+        step, moment = f"{own}.step", f"{own}.exp_avg"
         alike = changed.dtype == value.dtype and changed.shape == value.shape
         wrong |= not (alike and changed.isfinite().all())
-        instead = draw.choice(({}, {name: changed}, {name: value, step: changed.clone()}))
+        kept = {name: value}
+        instead = (
+            {},
+            {name: changed},
+            kept | {step: changed.clone()},
+            kept | {moment: changed.clone()},
+        )
+        instead = draw.choice(instead)
         tensors |= instead
         wrong |= name not in instead or step in instead
     return bool(wrong)
@@ -175,9 +188,8 @@ def spoilt(draw, text):
     return text[:place] + draw.choice(("", '"', "}", "[", "0", "\\", text[place + 1 :]))
 
 
-@pytest.mark.parametrize("chunk", first_of(range(6)))
-def test_damaged_checkpoints_work_or_say_why_not(chunk, tmp_path, dictionary, capsys):
-    path, draw = tmp_path / "model.safetensors", random.Random(chunk)
+def read_damaged(chunk, path, dictionary, capsys):
+    draw = random.Random(chunk)
     write_checkpoint(path, dictionary)
     content = path.read_bytes()
     seen = set()
@@ -201,8 +213,12 @@ def test_damaged_checkpoints_work_or_say_why_not(chunk, tmp_path, dictionary, ca
     assert seen == {0, 2}
 
 
-@pytest.mark.parametrize("seed", first_of(range(40)))
-def test_lost_weights_give_numbers_or_a_sentence(seed, dictionary):
+@pytest.mark.parametrize("chunk", first_of(range(6)))
+def test_damaged_checkpoints_work_or_say_why_not(chunk, tmp_path, dictionary, capsys):
+    read_damaged(chunk, tmp_path / "model.safetensors", dictionary, capsys)
+
+
+def use_lost(seed, dictionary):
     """A model with numbers that are none, or huge, says so at once, in a training and outside."""
     draw = random.Random(seed)
     trainer, symbols, _ = make_trainer(dictionary)
@@ -222,6 +238,49 @@ def test_lost_weights_give_numbers_or_a_sentence(seed, dictionary):
         assert math.isfinite(progress.loss[-1][1])
     except G2PError as error:
         assert "diverged" in str(error)
+
+
+@pytest.mark.parametrize("seed", first_of(range(40)))
+def test_lost_weights_give_numbers_or_a_sentence(seed, dictionary):
+    use_lost(seed, dictionary)
+
+
+def anything(*_, **__):
+    """In the place of a check, or of a rule, which it meets."""
+    return True
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["_check_finite", "_check_kinds"])
+def test_a_checkpoint_unchecked_is_found(name, tmp_path, dictionary, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, name, anything)
+    with pytest.raises((AssertionError, RuntimeError)):
+        for chunk in range(6):
+            read_damaged(chunk, tmp_path / "model.safetensors", dictionary, capsys)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("part", SCHEMA)
+def test_a_description_unchecked_is_found(part, tmp_path, dictionary, capsys, monkeypatch):
+    rules = {name: (expected, anything) for name, (expected, _) in SCHEMA[part].items()}
+    monkeypatch.setitem(SCHEMA, part, rules)
+    with pytest.raises((AssertionError, TypeError, ValueError)):
+        read_damaged(0, tmp_path / "model.safetensors", dictionary, capsys)
+
+
+@pytest.mark.exhaustive
+def test_paths_unchecked_are_found(command_lines, monkeypatch):
+    monkeypatch.setattr(run_module, "_check_paths", anything)
+    with pytest.raises(AssertionError):
+        command_lines(0, options={name: OPTIONS[name] for name in FILE_OPTIONS})
+
+
+@pytest.mark.exhaustive
+def test_a_loss_unchecked_is_found(dictionary, monkeypatch):
+    monkeypatch.setattr(train, "math", SimpleNamespace(isfinite=anything))
+    with pytest.raises(AssertionError):
+        for seed in range(40):
+            use_lost(seed, dictionary)
 
 
 def test_every_option_is_fuzzed():

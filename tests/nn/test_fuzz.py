@@ -211,7 +211,7 @@ def _damage_layout(d):
     d.keywords["reset"], d.damage = wrong[name], f"reset {name}"
 
 
-def _check(seed: int) -> None:
+def check(seed: int) -> None:
     draw = Draw(seed)
     damages = [_damage_weight, _damage_state, _damage_input]
     if not draw.cell:
@@ -252,14 +252,14 @@ def _check_numbers(draw: Draw) -> None:
 @pytest.mark.parametrize("block", range(4))
 def test_some_calls(block):
     for seed in range(60 * block, 60 * (block + 1)):
-        _check(seed)
+        check(seed)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("block", range(20))
 def test_many_calls(block):
     for seed in range(1000 + 100 * block, 1000 + 100 * (block + 1)):
-        _check(seed)
+        check(seed)
 
 
 def test_the_fuzzer_finds_an_unchecked_weight(monkeypatch):

@@ -8,15 +8,20 @@ import random
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_fuzz import ERRORS, SAYS_WHAT, bad_tensor, tensors_of
+from pairs import tensors_of
+from test_fuzz import ERRORS, SAYS_WHAT, bad_tensor
+from test_fuzz import check as check_layer
 
 import seqkernels
-from seqkernels import decode, dispatch, functional
+from seqkernels import arguments, decode, dispatch, functional, modes
 from seqkernels.cells import CELLS
+from seqkernels.nn import projection
 from seqkernels.ops import get
+from seqkernels.ops import sequence as op_sequence
 
 POINTWISE = [name for name, spec in CELLS.items() if spec.pointwise]
 
@@ -258,6 +263,12 @@ def check(seed: int) -> None:
             assert torch.allclose(one.double(), truth, atol=1e-5), f"{draw}, result {index}"
 
 
+def check_on_reference(seed: int) -> None:
+    """As `check`, but for what kernels might read."""
+    if "reference" in Draw(seed).what:
+        check(seed)
+
+
 def test_some_calls():
     for seed in range(100):
         check(seed)
@@ -282,8 +293,7 @@ def change(r, blocks: list[tuple[ExitStack, str | None]]) -> None:
     assert dispatch.selected() == blocks[-1][1]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_threads_choose_backends_for_themselves(seed):
+def check_threads(seed: int) -> None:
     """Blocks of three threads overlap in any order: each thread has its own choice throughout."""
     r = random.Random(seed)
     own = [(ThreadPoolExecutor(1), [(ExitStack(), None)]) for _ in range(3)]
@@ -294,3 +304,43 @@ def test_threads_choose_backends_for_themselves(seed):
         assert thread.submit(dispatch.selected).result() == blocks[-1][1]
         thread.shutdown()
     assert dispatch.selected() is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_threads_choose_backends_for_themselves(seed):
+    check_threads(seed)
+
+
+def nothing(*_, **__):
+    """In the place of a check."""
+
+
+# Faults once found that can be planted without a read beyond the end of a tensor.
+FAULTS = {
+    "lengths of the reference": (arguments, "check_lengths", nothing, check),
+    "batch_sizes of the reference": (op_sequence, "check_batch_sizes", nothing, check_layer),
+    "one tensor on meta": (op_sequence, "same_device", nothing, check),
+    "a bias of another size": (arguments, "same", nothing, check_on_reference),
+    "projected states under autocast": (
+        projection,
+        "modes",
+        SimpleNamespace(autocast=lambda device, tensors: tensors, wide_results=modes.wide_results),
+        check_layer,
+    ),
+    "one choice for all threads": (
+        dispatch,
+        "_thread",
+        SimpleNamespace(selected=None, record=None),
+        check_threads,
+    ),
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault, monkeypatch):
+    module, name, planted, one_check = FAULTS[fault]
+    monkeypatch.setattr(module, name, planted)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        for seed in range(1000, 3000):
+            one_check(seed)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from seq2seq_models import small_model
 from tiers import first_of
 from torch import nn
 
+import seqkernels.seq2seq as package
 from seqkernels.seq2seq import (
     Attention,
     Bridge,
@@ -21,6 +23,7 @@ from seqkernels.seq2seq import (
     Seq2Seq,
     teacher_forcing_ratio,
 )
+from seqkernels.seq2seq.checks import check_integer
 
 CALLS = 250  # of one test
 
@@ -130,7 +133,7 @@ class Caller:
         chosen = {name: self.draw.choice(pool) for name, pool in pools.items()}
         for name in self.draw.sample(list(pools), self.draw.choice((0, 0, 0, 1, 2))):
             if name in SIZES or self.draw.random() < 0.7:
-                chosen[name] = self.draw.choice(hostile)
+                chosen[name] = self.draw.choice(self.draw.choice((hostile, NUMBERS)))
             else:
                 del chosen[name]
         return chosen
@@ -289,7 +292,7 @@ def one_use(caller, model):
 @pytest.mark.parametrize("chunk", first_of(range(4)))
 def test_constructors_work_or_say_why_not(chunk, unchanged):
     caller = Caller(chunk)
-    while caller.worked + caller.refused < CALLS:
+    while caller.worked + caller.refused < 4 * CALLS:
         one_construction(caller)
     assert min(caller.worked, caller.refused) > CALLS // 5
 
@@ -303,6 +306,60 @@ def models():
         small_model(cell="rnn", library="torch", output_size=5),
     ]
     return [*made, Ensemble([small_model(cell="gru"), small_model(attention="dot", layers=2)])]
+
+
+def unchecked(name, value, *limits):
+    return value if name == "output_size" else check_integer(name, value, *limits)
+
+
+# Faults once found: a check's name, and what leaves it out.
+FAULTS = {
+    "a dropout of NaN": ("check_probability", lambda name, value: value),
+    "half a symbol": ("check_symbol", lambda name, symbol, size: symbol),
+    "no outputs": ("check_integer", unchecked),
+    "flags": ("check_flag", lambda name, value: value),
+}
+
+
+def fuzz(one_call):
+    caller = Caller(0)
+    while caller.worked + caller.refused < 4 * CALLS:
+        one_call(caller)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_check_left_out_is_found(fault, monkeypatch):
+    name, planted = FAULTS[fault]
+    for module in (package.decoder, package.dropout, package.encoder, package.model):
+        monkeypatch.setattr(module, name, planted, raising=False)
+    with pytest.raises(AssertionError):
+        fuzz(one_construction)
+
+
+@contextmanager
+def flipped(model):
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@pytest.mark.exhaustive
+def test_a_change_of_modes_is_found(monkeypatch):
+    """Also one that is undone before `generate` returns: other threads may train meanwhile."""
+    generate = Seq2Seq.generate
+
+    def changing(model, *arguments, **options):
+        with flipped(model):
+            return generate(model, *arguments, **options)
+
+    monkeypatch.setattr(Seq2Seq, "generate", changing)
+    model = small_model(attention="general", dropout=0.3)
+    with pytest.raises(AssertionError):
+        fuzz(lambda caller: one_use(caller, model))
 
 
 @pytest.mark.parametrize("chunk", first_of(range(4)))
