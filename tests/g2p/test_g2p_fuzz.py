@@ -110,12 +110,13 @@ def command_lines(tmp_path, monkeypatch, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "list").write_text("hello\n")
 
-    def call(seed, calls=CALLS, options=OPTIONS):
+    def call(seed):
         draw = random.Random(seed)
-        for _ in range(calls):
+        for _ in range(CALLS):
             arguments = ["--words", "60"]
-            for name in draw.sample(list(options), draw.randint(0, 4)):
-                value = draw.choice(options[name])
+            names = draw.choice((list(OPTIONS), list(FILE_OPTIONS)))
+            for name in draw.sample(names, draw.randint(0, 4)):
+                value = draw.choice(OPTIONS[name])
                 arguments += [name] if value is None else [name, value]
             status(arguments, capsys)
 
@@ -157,6 +158,8 @@ def damage(draw, description, tensors):
                 description[part].pop(name, None)
             else:
                 was, value = description[part].get(name), draw.choice(VALUES)
+                if type(was) is int and draw.random() < 0.5:
+                    value = draw.choice((0, -1, 7, 10**6, 2**40))
                 wrong |= name == "other" or not may_be(value, was)
                 description[part][name] = value
     for _ in range(draw.choice((0, 0, 1))):
@@ -272,7 +275,7 @@ def test_a_description_unchecked_is_found(part, tmp_path, dictionary, capsys, mo
 def test_paths_unchecked_are_found(command_lines, monkeypatch):
     monkeypatch.setattr(run_module, "_check_paths", anything)
     with pytest.raises(AssertionError):
-        command_lines(0, options={name: OPTIONS[name] for name in FILE_OPTIONS})
+        command_lines(0)
 
 
 @pytest.mark.exhaustive

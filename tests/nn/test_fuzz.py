@@ -36,7 +36,7 @@ class Draw:
         if not self.cell:
             options["num_layers"] = r.choice([1, 1, 2])
             options["bidirectional"] = r.random() < 0.3
-            if self.kind == "LSTM" and self.hidden > 1 and r.random() < 0.5:
+            if self.kind == "LSTM" and self.hidden > 1 and r.random() < 0.7:
                 options["proj_size"] = self.hidden // 2
         if self.kind.startswith("GRU") and r.random() < 0.3:
             options["reset"] = "before"

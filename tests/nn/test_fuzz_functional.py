@@ -38,9 +38,8 @@ class Draw:
         self.grad = r.random() < 0.3
         self.free, self.layout, self.known = set(), "plain", None
         self.damage = None
-        make = r.choice(
-            [_sequence, _sequence, _sequence, _cell, _greedy, _op, _op_backward, _step, _cell_op]
-        )
+        makers = [_sequence, _sequence, _sequence, _projected, _cell, _greedy]
+        make = r.choice([*makers, _op, _op_backward, _step, _cell_op])
         self.what = make.__name__.strip("_")
         make(self)
 
@@ -132,6 +131,21 @@ def _sequence(d):
     d.known = {"options": options | {"backend": "reference"}}
     if d.grad:
         d.arguments["weight_hh"].requires_grad_()
+
+
+def _projected(d):
+    cell, backend = d.pick(("lstm",)), d.random.choice([None, "native", "reference"])
+    x, described = d.rows_of("x", d.features)
+    options = {"reverse": d.random.random() < 0.4, "return_c_sequence": False}
+
+    def function(x, h, c, backend=backend, **rest):
+        return projection.sequence(cell, x, (h, c), **rest, **options, backend=backend)
+
+    d.arguments = x | d.state(d.rows) | d.weights(d.features) | described
+    d.arguments["h"] = d.random.choice([None, d.randn(d.rows, 2)])
+    d.arguments |= {"weight_hh": d.randn(d.gates, 2), "weight_hr": d.randn(2, d.hidden)}
+    d.function, d.what = function, f"projection.sequence {options} on {backend}"
+    d.known = {"backend": "reference"}
 
 
 def _cell(d):
