@@ -108,6 +108,20 @@ def check_layout(
             )
 
 
+def check_lengths(lengths: Tensor, steps: int) -> None:
+    """Check the values of `lengths`, [N]: from 0 to `steps` each.
+
+    Raises:
+        RuntimeError: one is not; the message names its row.
+    """
+    wrong = ((lengths < 0) | (lengths > steps)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise RuntimeError(
+            f"lengths must lie between 0 and {steps} steps, got {int(lengths[row])} for row {row}"
+        )
+
+
 def check_batch_sizes(sizes: Sequence[int], batch_size: int, rows: int) -> None:
     """Check the values of `batch_sizes`: they must not rise, nor exceed N, and count every row.
 

@@ -117,8 +117,8 @@ def _onednn(call: Call) -> str | None:
         return "oneDNN has no lengths, packed input, resets or cell-state sequence"
     if call.dtype not in (torch.float32, torch.bfloat16):
         return f"oneDNN's LSTM is used for float32 and bfloat16, not {call.dtype}"
-    if call.batch == 0:
-        return "the batch is empty"
+    if call.batch == 0 or call.steps == 0:
+        return "the batch or the sequence is empty"
     if not modes.HAS_ONEDNN:
         return "this torch was built without oneDNN"
     if call.dtype == torch.bfloat16 and not modes.HAS_ONEDNN_BF16:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from . import _extension, decode_graph, dispatch
 from .cells import CELLS, CellSpec
-from .ops.registry import LIBRARY, NAMESPACE, absent, get
+from .ops.registry import LIBRARY, NAMESPACE, absent, get, same_device
 
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 _STEPS: dict[str, Callable] = {
@@ -367,6 +367,8 @@ def _register(cell: str) -> None:
 
     def fake(embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out, h_0, c_0,
              start, max_length, eos, pad, scores):  # fmt: skip
+        weights = (embedding, *weight_ih, *weight_hh, *bias_ih, *bias_hh, weight_out, bias_out)
+        same_device(*weights, h_0, c_0, start)
         rows = start.shape[0]
         wide = torch.float64 if embedding.dtype == torch.float64 else torch.float32
         return (

@@ -136,7 +136,11 @@ def _sequence(chosen, call, x, state, weights, layout):
         return _onednn(x, state, *weights, call.reverse)
     if chosen.suffix is None:
         gates_x = F.linear(x, weight_ih, bias_ih)
-        return reference_sequence(spec, gates_x, weight_hh, bias_hh, state, *layout)
+        lengths = layout[0]
+        if lengths is not None and modes.readable(lengths):  # The kernels' ops read them, too.
+            arguments.check_lengths(lengths, call.steps)
+        results = reference_sequence(spec, gates_x, weight_hh, bias_hh, state, *layout)
+        return *results[:2], results[2] if call.c_sequence else None
     h_0, c_0 = state if spec.states == 2 else (state[0], None)
     layout = (*layout, training or call.c_sequence)
     if training:
@@ -258,14 +262,15 @@ def _joined(chosen, call, inputs, weights):
 
 def _onednn(x, state, weight_ih, weight_hh, bias_ih, bias_hh, reverse):
     """Torch's own oneDNN LSTM layer: (output, (h_n, c_n), None)."""
-    bias = bias_ih is not None
-    zeros = None if bias else weight_ih.new_zeros(weight_ih.shape[0])
+    bias = bias_ih is not None or bias_hh is not None
+    # It takes two biases, also where it is told that there are none.
+    zeros = weight_ih.new_zeros(weight_ih.shape[0]) if bias_ih is None or bias_hh is None else None
     output, h_n, c_n, _ = torch.ops.aten.mkldnn_rnn_layer.default(
         x.contiguous(),
         weight_ih,
         weight_hh,
-        bias_ih if bias else zeros,
-        bias_hh if bias else zeros,
+        zeros if bias_ih is None else bias_ih,
+        zeros if bias_hh is None else bias_hh,
         state[0].contiguous(),
         state[1].contiguous(),
         reverse,

@@ -46,6 +46,17 @@ def captured() -> bool:
     return torch._C._is_tracing() or torch._C._get_dispatch_mode(proxy) is not None
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are there to be read, without waiting for a device."""
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and not captured()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
 def autocast(device_type: str, tensors: _Tensors) -> _Tensors:
     """Cast to autocast's dtype where autocast is on, as torch.nn's recurrent layers do."""
     if not autocasts(device_type):

@@ -112,6 +112,9 @@ def sequence(
     """
     state = tuple(state)
     steps = range(gates_x.shape[0])
+    if not steps:
+        nothing = gates_x.new_empty(0, *state[0].shape)
+        return nothing, state, nothing.clone() if CELLS[name].states == 2 else None
     outputs: list[Tensor] = []
     c_outputs: list[Tensor] = []
     for t in reversed(steps) if reverse else steps:

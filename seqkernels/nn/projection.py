@@ -52,6 +52,7 @@ def sequence(
     arguments.same("weight_ih", weight_ih, (4 * hidden_size, x.shape[-1]), x)
     arguments.same("weight_hr", weight_hr, (proj_size, hidden_size), x)
     arguments.same("weight_hh", weight_hh, (4 * hidden_size, proj_size), x)
+    arguments.check_layout(x, rows, lengths, batch_sizes, reset)
     if h_0 is not None:
         arguments.same("h", h_0, (rows, proj_size), x)
         x = torch.cat((x, _at_first_step(h_0, x, lengths, batch_sizes, reset, reverse)), -1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import dispatch, functional
+from .. import arguments, dispatch, functional, modes
 from ..cells import CELLS
 from . import projection
 
@@ -61,7 +61,7 @@ def run(
     projected = len(weights[0]) == 5
     two = CELLS[cell].states == 2
     if layout.batch_sizes is None and x.size(0) == 0:
-        return _no_steps(stack, x, state, return_c_sequence)
+        return _no_steps(stack, x, state, layout.lengths, return_c_sequence)
     if state is None:
         batch_size = x.size(1) if layout.batch_sizes is None else int(layout.batch_sizes[0])
         zeros = x.new_zeros(batch_size, hidden_size)
@@ -109,9 +109,15 @@ def run(
 
 
 def _no_steps(
-    stack: Stack, x: Tensor, state: State | None, return_c_sequence: bool
+    stack: Stack,
+    x: Tensor,
+    state: State | None,
+    lengths: Tensor | None,
+    return_c_sequence: bool,
 ) -> tuple[Tensor, State, Tensor | None]:
     """What `run` returns for a sequence of no steps: no output, and the initial state."""
+    if lengths is not None and modes.readable(lengths):
+        arguments.check_lengths(lengths, 0)
     rows, width = x.size(1), stack.weights[0][1].size(1)  # P or H
     widths = (width, stack.hidden_size)[: CELLS[stack.cell].states]
     if state is None:

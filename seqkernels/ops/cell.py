@@ -45,6 +45,7 @@ def register_cell(spec: CellSpec, suffix: str) -> None:
         )
 
     def fake_backward(grad_new_h, grad_new_c, h, c, new_h, new_c, saved):
+        same_device(grad_new_h, grad_new_c, h, c, new_h, new_c, saved)
         rows, hidden_size = h.shape
         gates = h.new_empty(rows, spec.gates * hidden_size)
         return (

@@ -234,7 +234,8 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
     # fmt: off
     def fake_directions(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, save):
         # fmt: on
-        same_device(gates_x, *weight_hh, *bias_hh, h_0, c_0, lengths, reset)
+        tensors = (gates_x, *weight_hh, *bias_hh, h_0, c_0, lengths, reset)
+        same_device(*tensors, batch_sizes=batch_sizes)
         output, h_n, c_n, c_sequence, saved = fake_sequence(spec, gates_x.shape[:-1], h_0[0], save)
         return (
             torch.cat((output, output), -1),
@@ -250,6 +251,9 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
     def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0, output,
                       c_sequence, saved, lengths, batch_sizes, reset):
         # fmt: on
+        grads = (grad_output, grad_h_n, grad_c_n, grad_c_sequence)
+        tensors = (*grads, *weight_hh, h_0, c_0, output, c_sequence, saved, lengths, reset)
+        same_device(*tensors, batch_sizes=batch_sizes)
         rows, width = output.shape[:-1], output.shape[-1]
         return (
             output.new_empty(*rows, spec.gates * width),
@@ -265,13 +269,14 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
                     reset, save):
         # fmt: on
         weights = (*weight_ih, *weight_hh, *bias_ih, *bias_hh)
-        same_device(gates_x, *weights, h_0, c_0, lengths, reset)
+        same_device(gates_x, *weights, h_0, c_0, lengths, reset, batch_sizes=batch_sizes)
         return _fake_layers(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
     def fake_layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
                              h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
         # fmt: on
+        same_device(*weight_ih, h_0)
         return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
                              output, c_sequence, saved, lengths, batch_sizes, reset)
 
@@ -317,6 +322,8 @@ def register_joined_layer(spec: CellSpec) -> None:
     def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
              stacked, save, suffix, backward_apart):
         # fmt: on
+        weights = (*weight_ih, *weight_hh, *bias_ih, *bias_hh)
+        same_device(x, *weights, h_0, c_0, lengths, reset, batch_sizes=batch_sizes)
         if stacked:
             return seven(_fake_layers(spec, x.shape[:-1], h_0, save), True)
         output, _, _, c_sequence, saved = fake_sequence(spec, x.shape[:-1], h_0[0], save)

@@ -48,7 +48,8 @@ def register_layer(spec: CellSpec) -> None:
     def fake(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, batch_sizes, reset,
              reverse, save, suffix):
         # fmt: on
-        same_device(x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, reset)
+        tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, lengths, reset)
+        same_device(*tensors, batch_sizes=batch_sizes)
         return fake_sequence(spec, x.shape[:-1], h_0, save)
 
     def setup(ctx, inputs, output):

@@ -39,12 +39,18 @@ def differentiable_grads(
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
-def same_device(*tensors: Tensor | None) -> None:
+def same_device(*tensors: Tensor | None, batch_sizes: Tensor | None = None) -> None:
     """For fakes, which run wherever one tensor has no memory: the others must not have any.
+
+    Args:
+        tensors: what an op is given.
+        batch_sizes: what lies on the CPU wherever the others are.
 
     Raises:
         RuntimeError: the tensors are on several devices.
     """
+    if batch_sizes is not None and batch_sizes.device.type == "meta":
+        tensors = (*tensors, batch_sizes)
     devices = {str(x.device) for x in tensors if x is not None}
     if len(devices) > 1:
         raise RuntimeError(

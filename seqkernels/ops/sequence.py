@@ -104,13 +104,18 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
     name = f"{spec.name}_sequence{suffix}"
 
     def fake(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, batch_sizes, reset, reverse, save):
-        same_device(gates_x, weight_hh, bias_hh, h_0, c_0, lengths, reset)
+        tensors = (gates_x, weight_hh, bias_hh, h_0, c_0, lengths, reset)
+        same_device(*tensors, batch_sizes=batch_sizes)
         return fake_sequence(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
     def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0, output,
                       c_sequence, saved, lengths, batch_sizes, reset, reverse):
         # fmt: on
+        grads = (grad_output, grad_h_n, grad_c_n, grad_c_sequence)
+        results = (output, c_sequence, saved)
+        tensors = (*grads, weight_hh, h_0, c_0, *results, lengths, reset)
+        same_device(*tensors, batch_sizes=batch_sizes)
         rows, hidden_size = output.shape[:-1], output.shape[-1]
         separate = spec.separate_hidden * hidden_size
         return (

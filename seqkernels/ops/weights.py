@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _extension
 from ..cells import CellSpec
 from .packed import batch_sizes_on, last_places
-from .registry import LIBRARY, NAMESPACE, get, register_no_derivative
+from .registry import LIBRARY, NAMESPACE, get, register_no_derivative, same_device
 
 
 def fold_bias(
@@ -91,6 +91,7 @@ def register_rows_product() -> None:
     """Register the fake of `rows_product`, which has no derivative of its own."""
 
     def fake(grads, x):
+        same_device(*grads, *x)
         return grads[0].new_empty(sum(grad.shape[1] for grad in grads), x[0].shape[1])
 
     torch.library.register_fake(f"{NAMESPACE}::rows_product", fake, lib=LIBRARY)

@@ -40,13 +40,19 @@ def write_checkpoint(path, dictionary, **options):
     return trainer.model
 
 
-def edit(path, change):
-    """Change a checkpoint's description (a part's fields by its name) and tensors in place."""
+def edit(path, change, write=json.dumps):
+    """Change a checkpoint's description (a part's fields by its name) and tensors in place.
+
+    Args:
+        path: of the checkpoint.
+        change: given the description and the tensors, it changes them.
+        write: makes a part's text of its fields.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     form = metadata.pop("format")
     description = {part: json.loads(text) for part, text in metadata.items()}
     change(description, tensors)
-    metadata = {part: json.dumps(fields) for part, fields in description.items()}
+    metadata = {part: write(fields) for part, fields in description.items()}
     save_file(tensors, path, metadata | {"format": form})

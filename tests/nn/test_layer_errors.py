@@ -279,3 +279,13 @@ def test_dtype_without_kernels(dtype):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="unknown backend 'fastest'"):
         seqkernels.use_backend("fastest")
+
+
+@pytest.mark.parametrize("backend", [None, "native", "reference"])
+@pytest.mark.parametrize("steps", [4, 0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backend_refuses_lengths_beyond_the_steps(kind, steps, backend):
+    layer, x = getattr(seqkernels, kind)(3, 5), torch.zeros(steps, 2, 3)
+    for wrong in (steps + 1, -1):
+        with seqkernels.use_backend(backend), pytest.raises(RuntimeError, match=f"got {wrong} for"):
+            layer(x, lengths=torch.tensor([0, wrong]))

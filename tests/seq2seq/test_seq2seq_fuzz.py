@@ -2,13 +2,16 @@
 
 import math
 import random
+from contextlib import contextmanager
 
 import pytest
 import torch
+from promptly import promptly
 from seq2seq_models import small_model
 from tiers import first_of
 from torch import nn
 
+import seqkernels.seq2seq as package
 from seqkernels.seq2seq import (
     Attention,
     Bridge,
@@ -20,6 +23,7 @@ from seqkernels.seq2seq import (
     Seq2Seq,
     teacher_forcing_ratio,
 )
+from seqkernels.seq2seq.checks import check_integer
 
 CALLS = 250  # of one test
 
@@ -55,6 +59,52 @@ DECODER = SHARED | {
 }
 
 
+def count(v):
+    return type(v) is int and 1 <= v < 2**63 or isinstance(v, torch.Tensor)
+
+
+def chance(v):
+    return isinstance(v, (int, float, torch.Tensor)) and not isinstance(v, bool) and 0 <= v <= 1
+
+
+def number(v):
+    return type(v) in (int, float) and abs(v) < 1e300 or isinstance(v, torch.Tensor)
+
+
+def symbol(v):
+    return v is None or type(v) is int and 0 <= v < 9 or isinstance(v, torch.Tensor)
+
+
+def flag(v):
+    return not isinstance(v, torch.Tensor) and v in (True, False)
+
+
+def one_of(*names):
+    return lambda v: v is None or isinstance(v, str) and v in names
+
+
+# What a call that works was given, by the argument's name: said anew, not asked of the package.
+POSSIBLE = dict.fromkeys((*SIZES, "query_size", "num_return_sequences"), count)
+POSSIBLE |= dict.fromkeys(
+    ("output_size", "memory_size", "max_length"), lambda v: v is None or count(v)
+)
+POSSIBLE |= dict.fromkeys(("dropout", "p", "floor"), chance)
+POSSIBLE |= dict.fromkeys(("embedding_dropout", "output_dropout"), lambda v: v is None or chance(v))
+POSSIBLE |= dict.fromkeys(("rate", "length_penalty"), number)
+POSSIBLE |= dict.fromkeys(("padding_idx", "bos_idx", "eos_idx"), symbol)
+POSSIBLE |= dict.fromkeys(
+    ("batch_first", "bidirectional", "reverse_source", "input_feeding", "tied_output"), flag
+)
+POSSIBLE |= {
+    "cell": one_of(*CELL),
+    "library": one_of(*LIBRARY),
+    "strategy": one_of("greedy", "beam"),
+}
+POSSIBLE |= dict.fromkeys(("attention", "kind"), one_of(*KIND))
+POSSIBLE["step"] = lambda v: type(v) is int and v >= 0 or isinstance(v, torch.Tensor)
+POSSIBLE["embedding"] = lambda v: v is None or isinstance(v, nn.Embedding)
+
+
 def ids(*shape, most=9, dtype=torch.int64):
     return torch.randint(1, most, shape).to(dtype)
 
@@ -83,7 +133,7 @@ class Caller:
         chosen = {name: self.draw.choice(pool) for name, pool in pools.items()}
         for name in self.draw.sample(list(pools), self.draw.choice((0, 0, 0, 1, 2))):
             if name in SIZES or self.draw.random() < 0.7:
-                chosen[name] = self.draw.choice(hostile)
+                chosen[name] = self.draw.choice(self.draw.choice((hostile, NUMBERS)))
             else:
                 del chosen[name]
         return chosen
@@ -96,7 +146,8 @@ class Caller:
         """The result, or None where the call is refused as it may be."""
         said = f"{type(function).__name__} {arguments} {options}"
         try:
-            result = function(*arguments, **options)
+            with promptly():
+                result = function(*arguments, **options)
         except (TypeError, ValueError, RuntimeError) as error:
             assert len(str(error)) > 10, said
             self.refused += 1
@@ -107,6 +158,8 @@ class Caller:
             return None
         except BaseException as error:
             raise AssertionError(said) from error
+        for name, value in options.items():
+            assert POSSIBLE.get(name, lambda v: True)(value), f"{name} was taken: {said}"
         self.worked += 1
         return result
 
@@ -174,6 +227,13 @@ SEARCH = {
 }
 
 
+def assert_fit(lengths, source, batch_first):
+    """Lengths that a call took are one for each source, and within it."""
+    if lengths is not None:
+        rows, steps = source.shape if batch_first else source.shape[::-1]
+        assert lengths.shape == (rows,) and lengths.min() >= 1 and lengths.max() <= steps
+
+
 def one_use(caller, model):
     """A call of a model, which must leave modes, weights and arguments as they are."""
     draw = caller.draw
@@ -185,15 +245,24 @@ def one_use(caller, model):
     modes = [module.training for module in model.modules()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     use = draw.randrange(5)
+    seen = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda *_: seen.append([m.training for m in model.modules()])
+        )
+        for module in (model.modules() if draw.random() < 0.3 else ())
+    ]
     if use == 0:
         found = caller.call(model, source, target, caller.of((1.0, 0.5, 0.0)))
         for scores in found if isinstance(found, tuple) else () if found is None else (found,):
             assert scores.shape[:2] == target.shape
     elif use == 1:
-        caller.call(model.attention_weights, source, target, lengths)
+        if caller.call(model.attention_weights, source, target, lengths) is not None:
+            assert_fit(lengths, source, model.batch_first)
     elif use == 2:
         part = model.models[0] if isinstance(model, Ensemble) else model
-        caller.call(part.encoder, source, lengths)
+        if caller.call(part.encoder, source, lengths) is not None:
+            assert_fit(lengths, source, part.batch_first)
         h = torch.zeros(part.decoder.num_layers, 3, part.decoder.hidden_size)
         good = [(h, h) if part.decoder.cell == "lstm" else (h,)]
         bad = [(h,), (h, h), h, (h, None), (h[0],), (h.double(), h), *NOTHINGS]
@@ -208,6 +277,11 @@ def one_use(caller, model):
         found = caller.call(model.generate, source, lengths, **caller.options(SEARCH))
         if found is not None:
             assert not found.scores.isnan().any()
+            assert_fit(lengths, source, model.batch_first)
+    for hook in hooks:
+        hook.remove()
+    # Other threads may train the model while it writes.
+    assert all(found == modes for found in seen)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     for own, was in zip((source, target, lengths), kept, strict=True):
@@ -218,7 +292,7 @@ def one_use(caller, model):
 @pytest.mark.parametrize("chunk", first_of(range(4)))
 def test_constructors_work_or_say_why_not(chunk, unchanged):
     caller = Caller(chunk)
-    while caller.worked + caller.refused < CALLS:
+    while caller.worked + caller.refused < 4 * CALLS:
         one_construction(caller)
     assert min(caller.worked, caller.refused) > CALLS // 5
 
@@ -232,6 +306,60 @@ def models():
         small_model(cell="rnn", library="torch", output_size=5),
     ]
     return [*made, Ensemble([small_model(cell="gru"), small_model(attention="dot", layers=2)])]
+
+
+def unchecked(name, value, *limits):
+    return value if name == "output_size" else check_integer(name, value, *limits)
+
+
+# Faults once found: a check's name, and what leaves it out.
+FAULTS = {
+    "a dropout of NaN": ("check_probability", lambda name, value: value),
+    "half a symbol": ("check_symbol", lambda name, symbol, size: symbol),
+    "no outputs": ("check_integer", unchecked),
+    "flags": ("check_flag", lambda name, value: value),
+}
+
+
+def fuzz(one_call):
+    caller = Caller(0)
+    while caller.worked + caller.refused < 4 * CALLS:
+        one_call(caller)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_check_left_out_is_found(fault, monkeypatch):
+    name, planted = FAULTS[fault]
+    for module in (package.decoder, package.dropout, package.encoder, package.model):
+        monkeypatch.setattr(module, name, planted, raising=False)
+    with pytest.raises(AssertionError):
+        fuzz(one_construction)
+
+
+@contextmanager
+def flipped(model):
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@pytest.mark.exhaustive
+def test_a_change_of_modes_is_found(monkeypatch):
+    """Also one that is undone before `generate` returns: other threads may train meanwhile."""
+    generate = Seq2Seq.generate
+
+    def changing(model, *arguments, **options):
+        with flipped(model):
+            return generate(model, *arguments, **options)
+
+    monkeypatch.setattr(Seq2Seq, "generate", changing)
+    model = small_model(attention="general", dropout=0.3)
+    with pytest.raises(AssertionError):
+        fuzz(lambda caller: one_use(caller, model))
 
 
 @pytest.mark.parametrize("chunk", first_of(range(4)))
