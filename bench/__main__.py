@@ -1,4 +1,4 @@
-"""Command line: `python -m bench run|list|model|report|compare|choices`."""
+"""Command line: `python -m bench run|list|model|recipes|report|compare|choices`."""
 
 import argparse
 import sys
@@ -52,6 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     model.add_argument("--quick", action="store_true")
     _machine(model)
+
+    recipes = commands.add_parser(
+        "recipes", help="train the recipes of examples/recipes with torch.nn and with seqkernels"
+    )
+    recipes.add_argument("names", nargs="*", metavar="NAME", help="some of them; not published")
+    recipes.add_argument("--rounds", type=_count, help="runs of each with each library")
 
     report = commands.add_parser("report", help="write the tables and plots from the JSON")
     report.add_argument("--check", action="store_true", help="write nothing; fail if any is stale")
@@ -190,6 +196,19 @@ def _model(options: argparse.Namespace) -> int:
     if options.dtype == "tf32" and device.type == "cpu":
         raise ValueError("a CPU has no TF32 products; --dtype float32 is what it would run")
     print(model.table(case, device, QUICK if options.quick else FULL))
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from . import recipes, report, tables
+
+    if unknown := set(options.names) - recipes.RECIPES.keys():
+        raise ValueError(f"no recipe {min(unknown)}; there are {', '.join(recipes.RECIPES)}")
+    document = recipes.run(options.names or list(recipes.RECIPES), options.rounds or recipes.ROUNDS)
+    print(f"{tables.heading(document)}\n\n{recipes.table(document)}")
+    if not options.names:
+        for path in (recipes.write(document), *report.write()):
+            print(f"written: {path}")
     return 0
 
 

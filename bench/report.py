@@ -2,8 +2,8 @@
 
 In a Markdown file the text between `<!-- bench:NAME:begin -->` and `<!-- bench:NAME:end -->` is
 written here. NAME is a suite for its summary, SUITE.full for the whole one with the plot,
-`misses`, `predictions` of the headline suite, or for the pronunciation demo `g2p`, `g2p.full` and
-`g2p.speed`.
+`misses`, `predictions` of the headline suite, `recipes`, or for the pronunciation demo `g2p`,
+`g2p.full` and `g2p.speed`.
 """
 
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from seqkernels import figures
 
-from . import demo, results, tables
+from . import demo, recipes, results, tables
 from .cases import SUITES
 from .gpu.table import PREDICTED
 from .plot import svg
 
 ROOT = results.BENCH.parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/g2p.md", "bench/NOTES.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/frameworks.md", "docs/g2p.md", "bench/NOTES.md")
 _BLOCK = re.compile(
     r"(<!-- bench:(?P<name>[\w.]+):begin -->\n).*?(<!-- bench:(?P=name):end -->)", re.DOTALL
 )
@@ -37,6 +37,7 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
     documents = {path: results.read(path) for path in paths}
     files = {path.with_suffix(".svg"): svg(document) for path, document in documents.items()}
     runs = _by_device(demo.stored(root / "bench" / "results"))
+    trained = recipes.stored(root / "bench" / "results")
     files |= {folder / "g2p.svg": demo.plot(own) for folder, own in runs.items()}
     for name in PAGES:
         page = root / name
@@ -44,7 +45,7 @@ def generate(root: Path = ROOT) -> dict[Path, str]:
             text = page.read_text()
             files[page] = _BLOCK.sub(
                 lambda match, page=page: (
-                    f"{match[1]}{_block(match['name'], documents, runs, page)}\n{match[3]}"
+                    f"{match[1]}{_block(match['name'], documents, runs, trained, page)}\n{match[3]}"
                 ),
                 text,
             )
@@ -102,11 +103,20 @@ def _demo(form: str, runs: dict[Path, list[dict]], page: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _block(name: str, documents: dict[Path, dict], runs: dict[Path, list[dict]], page: Path) -> str:
+def _block(
+    name: str,
+    documents: dict[Path, dict],
+    runs: dict[Path, list[dict]],
+    trained: list[dict],
+    page: Path,
+) -> str:
     if name == "misses":
         return tables.misses(documents.values())
     if name == "predictions":
         return tables.predictions(PREDICTED)
+    if name == "recipes":
+        parts = (part for each in trained for part in (tables.heading(each), recipes.table(each)))
+        return "\n\n".join(parts) or "Not measured yet."
     if name in ("g2p", "g2p.full", "g2p.speed"):
         return _demo(name.partition(".")[2], runs, page)
     suite, _, form = name.partition(".")

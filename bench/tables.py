@@ -94,7 +94,7 @@ def brief(document: dict) -> str:
     notes = ["Times in ms, medians of interleaved runs, input projection included."]
     if any(_contended(r) for r in document["results"]):
         notes.append("\\* the machine was busy: the quickest quarter of the samples.")
-    return "\n".join([_table(head, rows, left=2), "", " ".join(notes)])
+    return "\n".join([markdown(head, rows, left=2), "", " ".join(notes)])
 
 
 def summary(document: dict) -> str:
@@ -107,7 +107,7 @@ def summary(document: dict) -> str:
             modes.setdefault(result["mode"], []).append(ratio)
     modes = sorted({mode for of_model in found.values() for mode in of_model})
     rows = [[name, *(_spread(own.get(mode, [])) for mode in modes)] for name, own in found.items()]
-    return _table(["model", *(f"{mode}: median (range)" for mode in modes)], rows, left=1)
+    return markdown(["model", *(f"{mode}: median (range)" for mode in modes)], rows, left=1)
 
 
 def full(document: dict) -> str:
@@ -143,7 +143,7 @@ def full(document: dict) -> str:
                 f"{_megabytes(base)} → {_megabytes(ours)}",
             ]
         )
-    return _table(head, rows, left=3)
+    return markdown(head, rows, left=3)
 
 
 def others(document: dict) -> str:
@@ -177,7 +177,7 @@ def others(document: dict) -> str:
                 cells.append(_ratio(speed_up(result, name)))
         rows.append(cells)
     notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
-    return "\n\n".join([_table(head, rows, left=3), "  \n".join(notes)]).rstrip()
+    return "\n\n".join([markdown(head, rows, left=3), "  \n".join(notes)]).rstrip()
 
 
 def predictions(path: Path) -> str:
@@ -197,7 +197,7 @@ def predictions(path: Path) -> str:
         rows.append(cells)
     head = ["model", "T, N, I, H", "inference: torch.nn µs", "seqkernels µs", "speed-up"]
     head += ["training: torch.nn µs", "seqkernels µs", "speed-up"]
-    return _table(head, rows, left=2)
+    return markdown(head, rows, left=2)
 
 
 def misses(documents: Iterable[dict]) -> str:
@@ -250,7 +250,7 @@ def _contended(result: dict) -> bool:
     return any(row is not None and row["time_s"]["contended"] for row in rows)
 
 
-def _table(head: list[str], rows: list[list[str]], left: int) -> str:
+def markdown(head: list[str], rows: list[list[str]], left: int) -> str:
     """A Markdown table whose first `left` columns are text and the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

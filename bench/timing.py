@@ -191,7 +191,7 @@ def interleave(calls: Mapping[str, Call], timer: Timer, effort: Effort) -> dict[
             break
         if rounds >= _MIN_CLEAN and time.perf_counter() - start > effort.budget_s:
             break
-    return {name: _times(clean[name], busy[name], repeats[name]) for name in calls}
+    return {name: times_of(clean[name], busy[name], repeats[name]) for name in calls}
 
 
 def _repeats(call: Call, timer: Timer, effort: Effort) -> int:
@@ -199,7 +199,8 @@ def _repeats(call: Call, timer: Timer, effort: Effort) -> int:
     return max(1, round(effort.sample_s / max(seconds, 1e-7)))
 
 
-def _times(clean: list[float], busy: list[float], repeats: int) -> Times:
+def times_of(clean: list[float], busy: list[float], repeats: int = 1) -> Times:
+    """The samples that count, of those taken while this process had its cores and of the others."""
     if len(clean) >= _MIN_CLEAN:
         return Times(tuple(clean), repeats, discarded=len(busy))
     ordered = sorted(clean + busy)

@@ -6,6 +6,7 @@ show every value of every parameter, or with `@pytest.mark.pairs("cell", "dtype"
 values of the parameters named.
 """
 
+import importlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -37,6 +38,16 @@ def _not_installed(*packages: str) -> str | None:
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
+def _no_speechbrain() -> str | None:
+    missing = _not_installed("speechbrain", "torchaudio")
+    if missing is None:
+        try:  # one that is made for CUDA does not load beside a torch for the CPU
+            importlib.import_module("torchaudio")
+        except OSError as error:
+            missing = f"torchaudio does not load ({error})"
+    return missing
+
+
 # What a test can need of a machine without a GPU: (name, why it is not here, or None).
 NEEDS = {
     "cuda_build": ("the CUDA half of the extension", _no_cuda_build),
@@ -44,6 +55,13 @@ NEEDS = {
     "headers": ("the CUDA toolkit's headers", lambda: _missing("include/cuda_fp16.h")),
     "triton": ("Triton", lambda: _not_installed("triton")),
     "onnx": ("ONNX", lambda: _not_installed("onnx", "onnxscript", "onnxruntime")),
+    "lightning": ("Lightning", lambda: _not_installed("lightning")),
+    "torchrl": ("torchrl", lambda: _not_installed("torchrl")),
+    "sb3-contrib": ("sb3-contrib", lambda: _not_installed("sb3_contrib")),
+    "pytorch-forecasting": ("pytorch-forecasting", lambda: _not_installed("pytorch_forecasting")),
+    "gluonts": ("gluonts", lambda: _not_installed("gluonts")),
+    "speechbrain": ("speechbrain", _no_speechbrain),
+    "espnet": ("espnet", lambda: _not_installed("espnet2")),
 }
 
 # Files whose tests of different parameters have nothing in common and take long.
