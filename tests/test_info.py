@@ -199,6 +199,17 @@ def test_ctrl_c_is_left_alone_where_another_program_imports_the_package():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_ctrl_c_while_an_interrupted_command_ends_changes_nothing():
+    code = (
+        "import atexit, signal\n"
+        "from seqkernels import _interrupt\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "_interrupt.end(_interrupt.INTERRUPTED)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_ctrl_c_in_a_command_called_from_python(monkeypatch, capsys):
     def stop(arguments):
         raise KeyboardInterrupt

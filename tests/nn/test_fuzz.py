@@ -134,6 +134,7 @@ def bad_tensor(r, t, dims=None, autocast=None):
     """
     choices = {
         "a dimension more": t.unsqueeze(0),
+        "two dimensions more": t[None, None],
         "a dimension less": t.select(r.randrange(t.dim()), 0),
         "on meta": t.to("meta"),
         "another dtype": t.to(another_dtype(r, t.dtype, autocast)),

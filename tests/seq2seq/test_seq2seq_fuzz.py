@@ -114,6 +114,9 @@ def batches():
     return [ids(4, 3), ids(4, 3).int(), ids(4, 3, most=5), ids(3, 3)]
 
 
+BAD_LENGTHS = (torch.tensor([3, 0, 2]), torch.tensor([3, 1, 9]))
+
+
 def no_batches():
     good = ids(4, 3)
     changed = [good + 9, -good, good[0], good[0, 0], good[None], good[:0], good[:, :0], good.bool()]
@@ -240,7 +243,9 @@ def one_use(caller, model):
     for module in model.modules():
         module.training = draw.random() < 0.7
     source, target = (caller.of(batches(), no_batches()) for _ in range(2))
-    lengths = caller.of((None, None, torch.tensor([3, 1, 2])), (ids(3), ids(3, 1), *HOSTILE))
+    lengths = caller.of(
+        (None, None, torch.tensor([3, 1, 2])), (*BAD_LENGTHS * 8, ids(3), ids(3, 1), *HOSTILE)
+    )
     kept = [x.clone() if isinstance(x, torch.Tensor) else x for x in (source, target, lengths)]
     modes = [module.training for module in model.modules()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
