@@ -339,12 +339,19 @@ def _plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh):
 _TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell}
 
 
-def _torch_takes(x, weight_hh, bias_ih, bias_hh) -> bool:
-    """Whether torch's op takes a step of a plain RNN; it checks all sizes but those of biases."""
+def _torch_takes(x, h, weight_ih, weight_hh, bias_ih, bias_hh) -> bool:
+    """Whether torch's op takes a step of a plain RNN.
+
+    It checks the sizes of matrices, but no devices: its product reads a meta tensor as noise.
+    """
     gates = weight_hh.shape[:1]
     return (
         not torch.compiler.is_compiling()
         and dispatch.takes_native(x)
+        and x.dim() == h.dim() == 2
+        and h.is_cpu
+        and weight_ih.is_cpu
+        and weight_hh.is_cpu
         # Its sum in place fails under vmap where only the weights are batched.
         and torch._C._functorch.peek_interpreter_stack() is None
         and (bias_ih is None or bias_ih.shape == gates)
@@ -381,8 +388,10 @@ def cell(
     Raises:
         RuntimeError: the named backend cannot run this call; the message says why.
     """
-    if cell in _TORCH_CELLS and backend is None and _torch_takes(x, weight_hh, bias_ih, bias_hh):
-        return (_TORCH_CELLS[cell](x, state[0], weight_ih, weight_hh, bias_ih, bias_hh),)
+    step = _TORCH_CELLS.get(cell)
+    tensors = (x, state[0], weight_ih, weight_hh, bias_ih, bias_hh)
+    if step and backend is None and _torch_takes(*tensors):
+        return (step(*tensors),)
     spec: CellSpec = CELLS[cell]
     ordinary = backend is None and spec.pointwise
     if ordinary and _plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state):
