@@ -85,7 +85,7 @@ class Draw:
             described["reset"] = torch.rand(self.steps, self.rows) < 0.3
         else:
             self.free.add((name, 0))
-            if self.layout == "plain" and r.random() < 0.1:
+            if self.layout == "plain" and r.random() < 0.25:
                 self.steps = 0
         return {name: self.randn(self.steps, self.rows, width)}, described
 
