@@ -32,7 +32,7 @@ def _train(name: str) -> ast.FunctionDef:
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_what_a_reader_copies_is_short(name):
     documentation, *_, last = _train(name).body
-    assert 10 <= last.end_lineno - documentation.end_lineno <= 25
+    assert 10 <= last.end_lineno - documentation.end_lineno <= 20
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
