@@ -52,7 +52,7 @@ def edit(path, change, write=json.dumps):
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     form = metadata.pop("format")
-    description = {part: json.loads(text) for part, text in metadata.items()}
+    description = {part: json.loads(metadata[part]) for part in sorted(metadata)}
     change(description, tensors)
     metadata = {part: write(fields) for part, fields in description.items()}
     save_file(tensors, path, metadata | {"format": form})
