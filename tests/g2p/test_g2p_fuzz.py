@@ -126,6 +126,13 @@ def command_lines(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.exhaustive
+def test_every_value_alone_works_or_is_refused(command_lines, capsys):
+    for name, values in OPTIONS.items():
+        for value in dict.fromkeys(values):
+            status(["--words", "60", name, *([] if value is None else [value])], capsys)
+
+
 @pytest.mark.parametrize("chunk", first_of(range(4)))
 def test_command_lines_work_or_say_why_not(chunk, command_lines, tmp_path):
     command_lines(chunk)
