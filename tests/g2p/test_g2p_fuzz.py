@@ -64,7 +64,7 @@ POSSIBLE = {
     "--backend": {"torch", "reference"},
     "--device": {"cpu", "cpu:1"},
     "--beam": {"1", "2", "8"},
-    "--words": {"60", "30", str(2**40)},
+    "--words": {"60", "30", "8", str(2**40)},
     "--test-words": {"list", "link"},
     "--json": {"a", "b", "./a", "list", "link"},
     "--checkpoint": {"a", "b", "./a", "list", "link"},
