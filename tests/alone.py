@@ -4,15 +4,13 @@ python tests/alone.py FILE...
 
 A process that has imported torch, its compiler and pytest, and nothing of seqkernels, forks for
 every file; the child runs the first parameter set of every test function that `make test` runs,
-up to where it starts Python, since that process has imported nothing for anybody, and for no longer
-than it takes to import and register all that a test needs. Prints what failed.
+up to where it starts Python: that process has imported nothing for anybody. Prints what failed.
 """
 
 import gc
 import io
 import multiprocessing.process
 import os
-import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -21,39 +19,19 @@ import hypothesis  # noqa: F401
 import numpy  # noqa: F401
 import pytest
 import torch._dynamo.testing
-import torch._inductor
+import torch._inductor.compile_fx
 import torch.testing._internal.optests  # noqa: F401
 
 SECONDS = 120  # that a test may take
-ENOUGH = 1  # seconds of processor time after which a test has met what it needs
 
 
-class StartOfEach:
-    """Runs the first parameter set of every function, and the first seconds of that."""
+class FirstOfEach:
+    """Leaves the first parameter set of every function."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
         first = {(item.path, item.originalname): item for item in reversed(items)}
         items[:] = reversed(first.values())
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self):
-        ended = []
-
-        def end(*_):
-            ended.append(True)
-            pytest.skip("it has met what it needs")
-
-        signal.signal(signal.SIGVTALRM, end)
-        signal.setitimer(signal.ITIMER_VIRTUAL, ENOUGH)
-        try:
-            return (yield)
-        except BaseException:
-            if ended:  # whatever the test made of it
-                pytest.skip("it has met what it needs")
-            raise
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 class NoPython(subprocess.Popen):
@@ -82,7 +60,7 @@ def run(path: str) -> int:
         "-W",
         "ignore::pytest.PytestAssertRewriteWarning",
     ]
-    status = pytest.main([path, *options, f"--timeout={SECONDS}"], plugins=[StartOfEach()])
+    status = pytest.main([path, *options, f"--timeout={SECONDS}"], plugins=[FirstOfEach()])
     # Exhaustive tests alone, or none that this machine has the means for.
     return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status)
 
