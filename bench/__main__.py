@@ -200,14 +200,14 @@ def _model(options: argparse.Namespace) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
-    from . import recipes, report, tables
+    from . import recipes, report, results, tables
 
     if unknown := set(options.names) - recipes.RECIPES.keys():
         raise ValueError(f"no recipe {min(unknown)}; there are {', '.join(recipes.RECIPES)}")
     document = recipes.run(options.names or list(recipes.RECIPES), options.rounds or recipes.ROUNDS)
     print(f"{tables.heading(document)}\n\n{recipes.table(document)}")
     if not options.names:
-        for path in (recipes.write(document), *report.write()):
+        for path in (results.save(document, "recipes"), *report.write()):
             print(f"written: {path}")
     return 0
 

@@ -142,14 +142,6 @@ def run(names: Iterable[str], rounds: int = ROUNDS) -> dict:
     }
 
 
-def write(document: dict, root: Path = results.RESULTS) -> Path:
-    """Write a document to <root>/<device>/recipes.json and return the path."""
-    path = root / results.folder(document["device"]) / "recipes.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    return path
-
-
 def stored(root: Path = results.RESULTS) -> list[dict]:
     """Every document under a folder of results, by device."""
     return [json.loads(path.read_text()) for path in sorted(root.glob("*/recipes.json"))]

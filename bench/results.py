@@ -33,7 +33,12 @@ def write(document: dict, root: Path = RESULTS) -> Path:
     wrong = problems(document)
     if wrong:
         raise ValueError("the results break bench/schema.json:\n" + "\n".join(wrong))
-    path = root / folder(document["device"]) / f"{document['suite']}.json"
+    return save(document, document["suite"], root)
+
+
+def save(document: dict, name: str, root: Path = RESULTS) -> Path:
+    """Write a document, unchecked, to <root>/<device>/<name>.json and return the path."""
+    path = root / folder(document["device"]) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import modes
 from .cells import CELLS
 
 
@@ -108,12 +109,14 @@ def check_layout(
             )
 
 
-def check_lengths(lengths: Tensor, steps: int) -> None:
-    """Check the values of `lengths`, [N]: from 0 to `steps` each.
+def check_lengths(lengths: Tensor | None, steps: int) -> None:
+    """Check the values of `lengths`, [N], where they can be read: from 0 to `steps` each.
 
     Raises:
         RuntimeError: one is not; the message names its row.
     """
+    if lengths is None or not modes.readable(lengths):
+        return
     wrong = ((lengths < 0) | (lengths > steps)).nonzero()
     if len(wrong):
         row = int(wrong[0])

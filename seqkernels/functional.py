@@ -137,9 +137,7 @@ def _sequence(chosen, call, x, state, weights, layout):
         return _onednn(x, state, *weights, call.reverse)
     if chosen.suffix is None:
         gates_x = F.linear(x, weight_ih, bias_ih)
-        lengths = layout[0]
-        if lengths is not None and modes.readable(lengths):  # The kernels' ops read them, too.
-            arguments.check_lengths(lengths, call.steps)
+        arguments.check_lengths(layout[0], call.steps)  # the kernels' ops do so themselves
         results = reference_sequence(spec, gates_x, weight_hh, bias_hh, state, *layout)
         return *results[:2], results[2] if call.c_sequence else None
     h_0, c_0 = state if spec.states == 2 else (state[0], None)

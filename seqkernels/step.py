@@ -115,11 +115,11 @@ def cell(
     Raises:
         RuntimeError: the named backend cannot run this call; the message says why.
     """
-    step = _TORCH_CELLS.get(cell)
-    tensors = (x, state[0], weight_ih, weight_hh, bias_ih, bias_hh)
-    if step and backend is None and _torch_takes(*tensors):
-        return (step(*tensors),)
     spec: CellSpec = CELLS[cell]
+    if backend is None and cell in _TORCH_CELLS:
+        tensors = (x, state[0], weight_ih, weight_hh, bias_ih, bias_hh)
+        if _torch_takes(*tensors):
+            return (_TORCH_CELLS[cell](*tensors),)
     ordinary = backend is None and spec.pointwise
     if ordinary and is_plain(x, weight_ih, weight_hh, bias_ih, bias_hh, *state):
         return plain_cell(cell, x, state, weight_ih, weight_hh, bias_ih, bias_hh)

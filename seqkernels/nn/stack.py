@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import arguments, dispatch, functional, modes
+from .. import arguments, dispatch, functional
 from ..cells import CELLS
 from . import projection
 
@@ -116,8 +116,7 @@ def _no_steps(
     return_c_sequence: bool,
 ) -> tuple[Tensor, State, Tensor | None]:
     """What `run` returns for a sequence of no steps: no output, and the initial state."""
-    if lengths is not None and modes.readable(lengths):
-        arguments.check_lengths(lengths, 0)
+    arguments.check_lengths(lengths, 0)
     rows, width = x.size(1), stack.weights[0][1].size(1)  # P or H
     widths = (width, stack.hidden_size)[: CELLS[stack.cell].states]
     if state is None:
