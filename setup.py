@@ -292,6 +292,14 @@ class Build(build_ext):
             )
             take_over(library, output)
 
+    def copy_extensions_to_source(self):
+        """Unlike setuptools', over a newer library too: other options may have made it."""
+        for ext in self.extensions:
+            name = self.get_ext_filename(self.get_ext_fullname(ext.name))
+            built = Path(self.build_lib, name)
+            if built.exists():  # nothing is built without a compiler
+                take_over(built, ROOT / name)
+
 
 def take_over(library, output):
     """Put a linked library in its place, if another is there: that of other options, say."""

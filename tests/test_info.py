@@ -128,6 +128,31 @@ def test_a_demanded_cuda_build_without_nvcc_fails_plainly(tmp_path):
     assert "no nvcc in" in done.stderr
 
 
+def test_a_build_replaces_a_newer_one_of_other_options(tmp_path):
+    project = copy_of_sources(tmp_path)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "$SEQKERNELS_SPIN_LIMIT" > "$2"; shift; done\n'
+    )
+    compiler.chmod(0o755)
+
+    def build(spin_limit: str, *options: str) -> list[str]:
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace", *options],
+            cwd=project,
+            env={**os.environ, "CXX": str(compiler), "SEQKERNELS_SPIN_LIMIT": spin_limit},
+            check=True,
+            capture_output=True,
+        )
+        return [path.read_text() for path in (project / "seqkernels").glob("_C*.so")]
+
+    assert build("") == ["\n"]
+    # As pip builds an editable installation: outside the folder that the next build looks into.
+    assert build("7", "--build-lib", str(tmp_path / "elsewhere")) == ["7\n"]
+    assert build("") == ["\n"]
+
+
 @pytest.mark.parametrize("command", __main__.COMMANDS)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_every_command_has_help(command, option, capsys):

@@ -209,7 +209,7 @@ Meeting& meet(unsigned mask, const char* what, Place place, const void* value, s
     if (finish) finish(*meeting);
     ++meeting->complete;
   } else {
-    suspend({&meeting->complete, ~0ull, meeting->complete}, what, place);
+    suspend({&meeting->complete, ~0ull, meeting->complete, nullptr, 0, true}, what, place);
   }
   return *meeting;
 }

@@ -49,6 +49,7 @@ struct Wait {
   uint64_t mask = 0, value = 0;
   const uint32_t* counter = nullptr;
   uint32_t target = 0;
+  bool meeting = false;  // for lanes of the own warp alone
 };
 
 // One cp.async. Its bytes were read at the issue, and land at the wait.
@@ -95,6 +96,7 @@ struct Meeting {
 
 struct Warp {
   unsigned live = 0;
+  std::vector<Fiber*> fibers;
   std::vector<std::unique_ptr<Meeting>> meetings;
 };
 
@@ -104,7 +106,6 @@ struct Block {
   Barrier barrier;
   Barrier named[16];
   std::vector<Warp> warps;
-  std::vector<Fiber*> fibers;
   char* shared = nullptr;
   Block** cluster = nullptr;  // the blocks of the own cluster
   Barrier* cluster_barrier = nullptr;

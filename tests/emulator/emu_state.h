@@ -11,7 +11,7 @@
 namespace emu {
 
 enum Schedule {
-  kRoundRobin,  // every thread in turn, one step each
+  kRoundRobin,  // every warp in turn, until its threads wait for more than each other
   kShuffled,    // a new random order every round, random pauses around exchanges
   kDepthFirst   // the last block as far as it can go, then the one before; deliveries come last
 };
