@@ -15,6 +15,8 @@ from joined import check_layers
 from parity import Case
 from small_kernels import layers_pair
 
+from seqkernels import _extension
+
 pytestmark = [pytest.mark.needs("headers", "cuda_build"), pytest.mark.exhaustive]
 
 SOURCE = "tests/emulator/kernels/stacked_lstm.cu"
@@ -23,10 +25,10 @@ MIXED = Case(4, 11, 37, lengths=(2, 3, 1, 4, 2, 0, 3, 4, 2, 1, 2), bias=False)
 SMALL = Case(2, 3, 24, bias=False)
 CLUSTER = {"processors": 132, "shared_per_block": 227 << 10, "max_cluster": 8, "max_units": 16}
 L2 = {**CLUSTER, "max_cluster": 1}
-# Blocks that take what the layer above feeds them in two pieces.
-PIECES = {**L2, "processors": 24, "shared_per_block": 34 << 10}
-WIDE = Case(2, 3, 100, bias=False)
-KINDS = {"cluster": (MIXED, CLUSTER), "L2": (MIXED, L2), "pieces": (WIDE, PIECES)}
+# Blocks that take what the layer above feeds them in two pieces, on a device with little memory.
+PIECES = {**L2, "processors": 9, "shared_per_block": 10 << 10}
+FEW = Case(2, 3, 20, bias=False)
+KINDS = {"cluster": (MIXED, CLUSTER), "L2": (MIXED, L2), "pieces": (FEW, PIECES)}
 KINDS["small"] = SMALL, CLUSTER
 
 
@@ -142,6 +144,13 @@ def complaint(library, kind, schedule) -> str | None:
     except (EmulatorError, AssertionError) as found:
         return str(found)
     return None
+
+
+def test_the_pieces_are_two():
+    case, device = KINDS["pieces"]
+    sizes = case.batch, case.hidden_size
+    plan = _extension.C.plan("lstm", "float16", True, *sizes, layers=3, **device)
+    assert plan["phases"][-1]["pieces"] == 2
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
