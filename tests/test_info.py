@@ -141,7 +141,8 @@ def test_a_build_replaces_a_newer_one_of_other_options(tmp_path):
         subprocess.run(
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace", *options],
             cwd=project,
-            env={**os.environ, "CXX": str(compiler), "SEQKERNELS_SPIN_LIMIT": spin_limit},
+            env=os.environ
+            | {"CXX": str(compiler), "SEQKERNELS_CUDA": "0", "SEQKERNELS_SPIN_LIMIT": spin_limit},
             check=True,
             capture_output=True,
         )
