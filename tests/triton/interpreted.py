@@ -1,14 +1,14 @@
 """Every Triton kernel in the interpreter, against the reference recurrence: one suite a process.
 
-python tests/triton/interpreted.py SUITE
+echo '["SUITE"]' | python tests/triton/interpreted.py
 """
 
 import random
-import sys
 import time
 from dataclasses import dataclass, replace
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
+import forked
 import function_grid
 import registered
 import sanitized
@@ -357,8 +357,12 @@ suite_opcheck = registered.opcheck
 suite_compiled = registered.compiled
 
 
-if __name__ == "__main__":
+def main(suite):
     torch.manual_seed(0)
     began = time.perf_counter()
-    globals()[f"suite_{sys.argv[1]}"]()
-    print(f"{sys.argv[1]}: passed in {time.perf_counter() - began:.1f} s")
+    globals()[f"suite_{suite}"]()
+    print(f"{suite}: passed in {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    forked.serve(main)

@@ -6,12 +6,14 @@ three. `SEQKERNELS_ALL_CUBINS=1` compiles all kernels for all three instead: hal
 on two cores.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from seqkernels.cells import CELLS
@@ -29,14 +31,22 @@ SHARED_EXTRA = 2 << 10
 PARTS = [(90, 0, 4), (80, 0, 0), (100, 0, 0), (90, 4, 0)]
 
 
-def ahead(*arguments, **environment: str) -> list[str]:
-    """Lines that ahead.py prints. Triton keeps what it compiles, by the content of all of it."""
-    environment = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton"), **os.environ, **environment}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, FOLDER / "ahead.py", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+def script(**environment: str) -> forked.Script:
+    """ahead.py. Triton keeps what it compiles, by the content of all of it."""
+    environment = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton")} | environment
+    return forked.Script(FOLDER / "ahead.py", **environment)
+
+
+def lines(run: subprocess.CompletedProcess) -> list[str]:
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    """Lines that ahead.py prints."""
+    with contextlib.closing(script()) as found:
+        yield lambda *arguments: lines(found.run(*map(str, arguments)))
 
 
 def share(arch: int) -> tuple[int, int]:
@@ -51,7 +61,7 @@ def part(arch: int, begin: int, end: int):
 
 
 @pytest.fixture(scope="module", params=[part(*p) for p in PARTS])
-def compiled(request):
+def compiled(ahead, request):
     """(arch, facts of every kernel of a part)."""
     arch, *places = request.param
     return arch, [json.loads(line) for line in ahead("all", arch, *share(arch), *places)]
@@ -59,7 +69,7 @@ def compiled(request):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
-def test_every_share_has_every_kind_of_kernel(arch):
+def test_every_share_has_every_kind_of_kernel(ahead, arch):
     (line,) = ahead("kinds", arch, *share(arch))
     count, *kinds = line.split()
     assert int(count) >= 57 and set(kinds) == {"sliced", "shared", "split", "resident"}
@@ -98,7 +108,7 @@ def test_exchange_is_a_release_and_an_acquire(compiled):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
-def test_barriers_lie_between_what_is_written_and_what_is_read(arch):
+def test_barriers_lie_between_what_is_written_and_what_is_read(ahead, arch):
     """Every step passes a barrier behind its stores, and a second stage one before its loads."""
     kernels = [json.loads(line) for line in ahead("barriers", arch, *share(arch))]
     assert len(kernels) >= len(CELLS) * 2 * 2 * 2 // len(SHARED_LIMIT)
@@ -115,8 +125,9 @@ def test_barriers_lie_between_what_is_written_and_what_is_read(arch):
 @pytest.mark.parametrize("limit", ["0", "1000"])
 def test_a_wait_gives_up_if_it_is_told_to(limit, tmp_path):
     """Only then is anything compiled for it: an assertion, and prints of its numbers."""
-    lines = ahead("waits", TRITON_CACHE_DIR=str(tmp_path), SEQKERNELS_SPIN_LIMIT=limit)
-    kernels = [json.loads(line) for line in lines]
+    own = script(TRITON_CACHE_DIR=str(tmp_path), SEQKERNELS_SPIN_LIMIT=limit)
+    with contextlib.closing(own):
+        kernels = [json.loads(line) for line in lines(own.run("waits"))]
     assert len(kernels) == 4
     for kernel in kernels:
         texts = "".join(kernel["texts"])

@@ -1,11 +1,11 @@
 """The kernels in Triton's interpreter, every suite in a process of its own (interpreted.py)."""
 
-import os
+import contextlib
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 pytestmark = pytest.mark.needs("triton")
@@ -19,15 +19,31 @@ SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 RACES = ("unsynchronised", "unsynchronised_reset", "half_synchronised")
 
 
-def run(suite: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, FOLDER / "interpreted.py", suite],
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {"TRITON_INTERPRET": "1", "SEQKERNELS_SPIN_LIMIT": SPIN_LIMITS.get(suite, "0")},
-        timeout=600,
-    )
+def script(suite: str = "") -> forked.Script:
+    """The suites in the interpreter, with the limit of waits that `suite` needs."""
+    limit = SPIN_LIMITS.get(suite, "0")
+    path = FOLDER / "interpreted.py"
+    return forked.Script(path, TRITON_INTERPRET="1", SEQKERNELS_SPIN_LIMIT=limit)
+
+
+@pytest.fixture(scope="module")
+def without_limit():
+    with contextlib.closing(script()) as found:
+        yield found
+
+
+@pytest.fixture
+def run(without_limit):
+    """Runs a suite."""
+
+    def run(suite: str) -> subprocess.CompletedProcess:
+        if suite not in SPIN_LIMITS:
+            return without_limit.run(suite)
+        # It is read when the kernels are imported.
+        with contextlib.closing(script(suite)) as own:
+            return own.run(suite)
+
+    return run
 
 
 def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
@@ -39,18 +55,18 @@ def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
 
 
 @pytest.mark.parametrize("suite", suites(*SUITES, quick=("cells", "chosen")))
-def test_kernels_match_the_reference(suite):
+def test_kernels_match_the_reference(run, suite):
     done = run(suite)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.exhaustive
-def test_a_guard_page_ends_a_kernel_that_writes_beyond():
+def test_a_guard_page_ends_a_kernel_that_writes_beyond(run):
     assert run("beyond").returncode == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize("suite", suites(*RACES))
-def test_an_exchange_without_waiting_is_found(suite):
+def test_an_exchange_without_waiting_is_found(run, suite):
     done = run(suite)
     assert done.returncode == 1
     assert "AssertionError" in done.stderr, done.stderr[-3000:]

@@ -1,0 +1,89 @@
+"""A script that is imported once and run many times, in forks of the process that imported it.
+
+Importing torch and Triton takes longer than most of what such a script does. The script ends in
+
+    if __name__ == "__main__":
+        forked.serve(main)
+"""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+SECONDS = 600  # that a run may take; SIGALRM ends it then
+
+
+class Script:
+    """Runs a script with different arguments.
+
+    Args:
+        path: of the script.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(self, path: Path, **environment: str):
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """What `subprocess.run` returns of the script with these arguments."""
+        print(json.dumps(arguments), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, f"{self.process.args} ended with {self.process.wait()}"
+        return subprocess.CompletedProcess(arguments, **json.loads(answer))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def serve(main: Callable[..., None]) -> None:
+    """Call `main` with every list of arguments that comes in, each in a fork of its own."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    gc.freeze()  # each child would walk all that was imported
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as complained:
+            child = os.fork()
+            if child == 0:
+                _run(main, json.loads(line), printed.fileno(), complained.fileno())
+            _, status = os.waitpid(child, 0)
+            found = {"returncode": os.waitstatus_to_exitcode(status)}
+            for name, file in (("stdout", printed), ("stderr", complained)):
+                file.seek(0)
+                found[name] = file.read().decode(errors="replace")
+        print(json.dumps(found), file=answers, flush=True)
+
+
+def _run(main, arguments, printed: int, complained: int) -> None:
+    """The whole life of a child: it never returns."""
+    status = 1
+    try:
+        for source, target in (
+            (os.open(os.devnull, os.O_RDONLY), 0),
+            (printed, 1),
+            (complained, 2),
+        ):
+            os.dup2(source, target)
+        signal.alarm(SECONDS)
+        main(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
