@@ -133,7 +133,10 @@ def test_a_build_replaces_a_newer_one_of_other_options(tmp_path):
     compiler = tmp_path / "compiler"
     compiler.write_text(
         "#!/bin/sh\n"
-        'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "$SEQKERNELS_SPIN_LIMIT" > "$2"; shift; done\n'
+        "while [ $# -gt 1 ]; do\n"
+        '    [ "$1" = -o ] && echo "$SEQKERNELS_SPIN_LIMIT" > "$2"\n'
+        "    shift\n"
+        "done\n"
     )
     compiler.chmod(0o755)
 
