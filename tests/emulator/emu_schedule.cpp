@@ -170,9 +170,8 @@ void run_all(Grid& g) {
                                   // meeting.
                                   if (waiting(*fiber) || spinning(*fiber)) return true;
                                   const auto& warp = fiber->block->warps[fiber->warp].fibers;
-                                  return std::any_of(warp.begin(), warp.end(), [](Fiber* other) {
-                                    return spinning(*other);
-                                  });
+                                  return std::any_of(warp.begin(), warp.end(),
+                                                     [](Fiber* other) { return spinning(*other); });
                                 }));
     const bool ends = std::any_of(order.begin(), order.end(),
                                   [](Fiber* fiber) { return spinning(*fiber) && fiber->limited; });
@@ -197,7 +196,7 @@ void on_fault(int, siginfo_t* info, void*) {
   error = "memory fault";
   for (auto& block : grid->blocks) {
     const ptrdiff_t offset = p - block->shared;
-    if (offset >= -ptrdiff_t(kPage) && offset < ptrdiff_t(grid->shared_bytes + kPage)) {
+    if (offset >= -ptrdiff_t(kPage) && offset < ptrdiff_t(grid->shared_bytes + kGuard)) {
       error += ", offset " + std::to_string(offset) + " of " + std::to_string(grid->shared_bytes) +
                " bytes of shared memory" + (block->live ? "" : " of a block that has exited");
       break;

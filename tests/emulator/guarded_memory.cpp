@@ -31,11 +31,11 @@ Guarded guarded(size_t bytes, size_t alignment, bool begins) {
 #else
   const size_t padded = (bytes + alignment - 1) / alignment * alignment;
   const size_t body = (padded + kPage - 1) / kPage * kPage;
-  memory.mapped = body + kPage;
+  memory.mapped = body + kGuard;
   memory.base = static_cast<char*>(mmap(nullptr, memory.mapped, PROT_READ | PROT_WRITE,
                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  mprotect(begins ? memory.base : memory.base + body, kPage, PROT_NONE);
-  memory.data = begins ? memory.base + kPage : memory.base + body - padded;
+  mprotect(begins ? memory.base : memory.base + body, kGuard, PROT_NONE);
+  memory.data = begins ? memory.base + kGuard : memory.base + body - padded;
   memory.padding = (begins ? body : padded) - bytes;
   memset(memory.data + bytes, 0xff, memory.padding);
 #endif
