@@ -8,13 +8,11 @@ up to where it starts Python: that process has imported nothing for anybody. Pri
 """
 
 import gc
-import io
 import multiprocessing.process
-import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
+import forked
 import hypothesis  # noqa: F401
 import numpy  # noqa: F401
 import pytest
@@ -66,25 +64,10 @@ def run(path: str) -> int:
 
 
 def alone(path: str) -> str:
-    """What pytest printed in a child if a test failed there, otherwise nothing."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        printed, status = io.StringIO(), 1
-        try:
-            with redirect_stdout(printed), redirect_stderr(printed):
-                status = run(path)
-        except BaseException as error:
-            printed.write(repr(error))
-        finally:
-            with open(write, "w") as pipe:
-                pipe.write(printed.getvalue() if status else "")
-            os._exit(0)
-    os.close(write)
-    with open(read) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return text or ("" if status == 0 else f"ended with status {status}")
+    """What pytest printed in a fork if a test failed there, otherwise nothing."""
+    done = forked.call(run, path)
+    printed = done.stdout + done.stderr
+    return (printed or f"ended with status {done.returncode}") if done.returncode else ""
 
 
 def main(paths: list[str]) -> int:

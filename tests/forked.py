@@ -1,6 +1,7 @@
-"""A script that is imported once and run many times, in forks of the process that imported it.
+"""Calls in forks of a process that has imported what they need.
 
-Importing torch and Triton takes longer than most of what such a script does. The script ends in
+Importing torch and Triton takes longer than most of what a script does with them. A script that is
+run many times ends in
 
     if __name__ == "__main__":
         forked.serve(main)
@@ -56,31 +57,39 @@ def serve(main: Callable[..., None]) -> None:
     os.dup2(2, 1)
     gc.freeze()  # each child would walk all that was imported
     for line in sys.stdin:
-        with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as complained:
-            child = os.fork()
-            if child == 0:
-                _run(main, json.loads(line), printed.fileno(), complained.fileno())
-            _, status = os.waitpid(child, 0)
-            found = {"returncode": os.waitstatus_to_exitcode(status)}
-            for name, file in (("stdout", printed), ("stderr", complained)):
-                file.seek(0)
-                found[name] = file.read().decode(errors="replace")
+        done = call(main, *json.loads(line), seconds=SECONDS)
+        found = {name: getattr(done, name) for name in ("returncode", "stdout", "stderr")}
         print(json.dumps(found), file=answers, flush=True)
 
 
-def _run(main, arguments, printed: int, complained: int) -> None:
+def call(function: Callable, *arguments, seconds: int = 0) -> subprocess.CompletedProcess:
+    """Call a function in a fork of this process.
+
+    Args:
+        function: returns its exit status; None is 0, and an exception is 1.
+        arguments: of the function.
+        seconds: after which SIGALRM ends it; 0 is never.
+    """
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as complained:
+        child = os.fork()
+        if child == 0:
+            _run(function, arguments, seconds, printed.fileno(), complained.fileno())
+        _, status = os.waitpid(child, 0)
+        texts = []
+        for file in (printed, complained):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(status), *texts)
+
+
+def _run(function, arguments, seconds: int, printed: int, complained: int) -> None:
     """The whole life of a child: it never returns."""
     status = 1
     try:
-        for source, target in (
-            (os.open(os.devnull, os.O_RDONLY), 0),
-            (printed, 1),
-            (complained, 2),
-        ):
+        for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), printed, complained)):
             os.dup2(source, target)
-        signal.alarm(SECONDS)
-        main(*arguments)
-        status = 0
+        signal.alarm(seconds)
+        status = function(*arguments) or 0
     except BaseException:
         traceback.print_exc()
     finally:

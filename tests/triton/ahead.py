@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import forked  # noqa: E402
 import triton  # noqa: E402
-from machine_barriers import Graph, time_step, unordered  # noqa: E402
+from machine_barriers import Graph, step, unordered  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -75,7 +75,7 @@ def compile_kernel(kernel, arch, pointer, constants, absent=(), **options):
 
 
 # Without these in the PTX and without a stack none of COUNTED is in the machine code.
-PTX_OF_COUNTED = re.compile(r"\b(w?g?mma|tcgen05|fence|membar|atom|red)\b|\.(release|acquire)\b")
+PTX_OF_COUNTED = re.compile(r"\b(mma|wgmma|tcgen05|fence|membar|atom|red)\b|\.(release|acquire)\b")
 
 
 def resources(compiled):
@@ -239,20 +239,19 @@ def waits() -> None:
             print(json.dumps(facts | resources(compiled)), flush=True)
 
 
-def barriers(arch: int, first: int, step: int) -> None:
-    """Print what a time step does around its barriers, as JSON, of kernels that differ in it."""
-    numbers = (("fp16", 64), ("fp32", 37))
-    schedules = (Plan("sliced", 16, 32, 32), Plan("cooperative", 16, 16, 16, split=2))
-    kernels = list(product(CELLS, ("forward", "backward"), numbers, schedules))
-    for cell, direction, (dtype, hidden_size), schedule in kernels[first::step]:
-        kernel = cell, direction, dtype, "ieee", hidden_size, schedule, arch
-        ptx = planned_kernel(*kernel).asm["ptx"]
-        facts = {"name": " ".join(map(str, kernel)), "cell": cell}
-        facts |= {"schedule": schedule.schedule, "unordered": unordered(ptx)}
-        facts["exchanges"] = len(Graph(ptx).all_of("release"))
-        if schedule.schedule == "sliced":
-            facts["step"] = time_step(ptx)
-        print(json.dumps(facts), flush=True)
+def barriers(arch: int) -> None:
+    """Print what a step does around its barriers, as JSON, of kernels that differ in it."""
+    for cell, direction in product(CELLS, ("forward", "backward")):
+        for dtype, hidden_size in (("fp16", 64), ("fp32", 37)):
+            for schedule in (Plan("sliced", 16, 32, 32), Plan("cooperative", 16, 16, 16, split=2)):
+                kernel = cell, direction, dtype, "ieee", hidden_size, schedule, arch
+                ptx = planned_kernel(*kernel).asm["ptx"]
+                facts = {"name": " ".join(map(str, kernel)), "cell": cell}
+                facts |= {"schedule": schedule.schedule, "unordered": unordered(ptx)}
+                facts["exchanges"] = len(Graph(ptx).all_of("release"))
+                if schedule.schedule == "sliced":
+                    facts["step"] = step(ptx)
+                print(json.dumps(facts), flush=True)
 
 
 def compile_part(arch: int, first: int, step: int, begin: int, end: int) -> None:

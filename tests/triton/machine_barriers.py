@@ -80,7 +80,7 @@ def written_barriers(graph: Graph) -> dict[tuple[str, int], set[int]]:
     return dict(sorted(found.items()))
 
 
-def time_step(ptx: str) -> list[list[str]]:
+def step(ptx: str) -> list[list[str]]:
     """What one turn of the outermost loop that has barriers does: before the first, between each
     and the next, and behind the last, each the kinds among "load" and "store".
 

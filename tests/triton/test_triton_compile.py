@@ -33,8 +33,8 @@ PARTS = [(90, 0, 4), (80, 0, 0), (100, 0, 0), (90, 4, 0)]
 
 def script(**environment: str) -> forked.Script:
     """ahead.py. Triton keeps what it compiles, by the content of all of it."""
-    environment = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton")} | environment
-    return forked.Script(FOLDER / "ahead.py", **environment)
+    cache = os.environ.get("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
+    return forked.Script(FOLDER / "ahead.py", **{"TRITON_CACHE_DIR": cache} | environment)
 
 
 def lines(run: subprocess.CompletedProcess) -> list[str]:
@@ -110,9 +110,8 @@ def test_exchange_is_a_release_and_an_acquire(compiled):
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_barriers_lie_between_what_is_written_and_what_is_read(ahead, arch):
     """Every step passes a barrier behind its stores, and a second stage one before its loads."""
-    kernels = [json.loads(line) for line in ahead("barriers", arch, *share(arch))]
-    assert len(kernels) >= len(CELLS) * 2 * 2 * 2 // len(SHARED_LIMIT)
-    assert {"sliced", "cooperative"} == {kernel["schedule"] for kernel in kernels}
+    kernels = [json.loads(line) for line in ahead("barriers", arch)]
+    assert len(kernels) == len(CELLS) * 2 * 2 * 2
     for kernel in kernels:
         stages = 2 if kernel["cell"] == "gru_reset_before" else 1
         if kernel["schedule"] == "sliced":

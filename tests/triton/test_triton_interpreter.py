@@ -1,8 +1,8 @@
 """The kernels in Triton's interpreter, every suite in a process of its own (interpreted.py)."""
 
 import contextlib
+import functools
 import signal
-import subprocess
 from pathlib import Path
 
 import forked
@@ -19,31 +19,19 @@ SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 RACES = ("unsynchronised", "unsynchronised_reset", "half_synchronised")
 
 
-def script(suite: str = "") -> forked.Script:
-    """The suites in the interpreter, with the limit of waits that `suite` needs."""
-    limit = SPIN_LIMITS.get(suite, "0")
-    path = FOLDER / "interpreted.py"
-    return forked.Script(path, TRITON_INTERPRET="1", SEQKERNELS_SPIN_LIMIT=limit)
-
-
 @pytest.fixture(scope="module")
-def without_limit():
-    with contextlib.closing(script()) as found:
-        yield found
-
-
-@pytest.fixture
-def run(without_limit):
+def run():
     """Runs a suite."""
+    with contextlib.ExitStack() as stack:
 
-    def run(suite: str) -> subprocess.CompletedProcess:
-        if suite not in SPIN_LIMITS:
-            return without_limit.run(suite)
-        # It is read when the kernels are imported.
-        with contextlib.closing(script(suite)) as own:
-            return own.run(suite)
+        @functools.cache
+        def script(limit: str) -> forked.Script:
+            """One process for each limit, which is read when the kernels are imported."""
+            path, options = FOLDER / "interpreted.py", {"SEQKERNELS_SPIN_LIMIT": limit}
+            own = forked.Script(path, TRITON_INTERPRET="1", **options)
+            return stack.enter_context(contextlib.closing(own))
 
-    return run
+        yield lambda suite: script(SPIN_LIMITS.get(suite, "0")).run(suite)
 
 
 def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
