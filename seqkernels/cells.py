@@ -1,36 +1,90 @@
-"""The table of cells: the Python twin of the list in csrc/cells.h."""
+"""The table of cells: what csrc/cells/ declares of each, as values."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recurrent product of a step and the pointwise work after it.
+
+    Attributes:
+        first_gate, gates: its rows of weight_hh, in units of H.
+        grads: gates whose gradients its backward computes.
+    """
+
+    first_gate: int
+    gates: int
+    grads: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """What the ops, layers and tests need to know of a cell.
+    """What the ops, kernels, layers and tests need to know of a cell (csrc/cells/contract.h).
 
     Attributes:
         name: prefix of its ops, `seqkernels::<name>_sequence`.
         gates: pre-activations per hidden unit, G; weights have G*H rows.
-        states: 1 for h, 2 for (h, c).
-        saved: values per unit and step kept for the backward beside the h and c sequences, K.
-        separate_hidden: H-wide blocks of grad_gates_h that differ from grad_gates_x.
-        pointwise: one step needs no product beyond weight_hh h, so a fused cell op exists.
+        states: 1 for h, 2 for (h, c). States beside h stand side by side in one tensor,
+            [N, (states - 1) * H].
+        saved: values per unit and step kept for the backward beside the states, K.
+        parameters: vectors of one value per hidden unit beside the biases, P. They follow these in
+            bias_hh, [(G + P) * H].
+        stages: products of a step; by default one with all gates. That of the first reads h, that
+            of a later one what the stage before gives it.
+        kept: saved values that a later stage of the same step reads.
+        reads_state, reads_new_state: states that the backward reads, before and after the step.
+        separate: gates whose gradient on the recurrent side is not that of the input side.
+        operand: of a cell with two stages: what the product of the second read, from the saved
+            values and h before the step, each [rows, H].
     """
 
     name: str
     gates: int
     states: int
-    saved: int
-    separate_hidden: int = 0
-    pointwise: bool = True
+    saved: int = 0
+    parameters: int = 0
+    stages: tuple[Stage, ...] = ()
+    kept: tuple[int, ...] = ()
+    reads_state: tuple[int, ...] = ()
+    reads_new_state: tuple[int, ...] = ()
+    separate: tuple[int, ...] = ()
+    operand: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None
+
+    def __post_init__(self):
+        if not self.stages:
+            stage = Stage(0, self.gates, tuple(range(self.gates)))
+            object.__setattr__(self, "stages", (stage,))
+
+    @property
+    def pointwise(self) -> bool:
+        """One step needs gates and state alone, so it is an op of its own."""
+        return len(self.stages) == 1 and self.parameters == 0
+
+    @property
+    def separate_columns(self) -> int:
+        """Columns / H of grad_gates_h: gradients of the separate gates, then of the parameters."""
+        return len(self.separate) + self.parameters
 
 
 CELLS: dict[str, CellSpec] = {
     spec.name: spec
     for spec in (
-        CellSpec("lstm", gates=4, states=2, saved=4),
-        CellSpec("gru", gates=3, states=1, saved=4, separate_hidden=1),
-        CellSpec("gru_reset_before", gates=3, states=1, saved=3, pointwise=False),
-        CellSpec("rnn_tanh", gates=1, states=1, saved=0),
-        CellSpec("rnn_relu", gates=1, states=1, saved=0),
+        CellSpec("lstm", gates=4, states=2, saved=4, reads_state=(1,), reads_new_state=(1,)),
+        CellSpec("gru", gates=3, states=1, saved=4, reads_state=(0,), separate=(2,)),
+        CellSpec(
+            "gru_reset_before",
+            gates=3,
+            states=1,
+            saved=3,
+            stages=(Stage(0, 2, grads=(0,)), Stage(2, 1, grads=(1, 2))),
+            kept=(1,),
+            reads_state=(0,),
+            operand=lambda saved, h: saved[0] * h,
+        ),
+        CellSpec("rnn_tanh", gates=1, states=1, reads_new_state=(0,)),
+        CellSpec("rnn_relu", gates=1, states=1, reads_new_state=(0,)),
     )
 }

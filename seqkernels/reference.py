@@ -4,7 +4,7 @@ Written to be read and to be differentiated to any order in any mode (reverse, f
 to be fast. Every backend is tested against this file in float64. Imports torch and the cells alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .cells import CELLS
 
-State = tuple[Tensor, ...]  # (h,) or (h, c), each [N, H]
+State = tuple[Tensor, ...]  # h and the cell's other states, each [N, H]
 
 
 def lstm_step(gates_x: Tensor, gates_h: Tensor, state: State) -> State:
@@ -61,26 +61,35 @@ def rnn_relu_step(gates_x: Tensor, gates_h: Tensor, state: State) -> State:
     return (torch.relu(gates_x + gates_h),)
 
 
-_POINTWISE_STEPS = {
+# Of a cell with one product: (gates_x, gates_h, state) or, with parameters, (gates_x, gates_h,
+# state, parameters), each of these [H].
+STEPS: dict[str, Callable[..., State]] = {
     "lstm": lstm_step,
     "gru": gru_step,
     "rnn_tanh": rnn_tanh_step,
     "rnn_relu": rnn_relu_step,
 }
+# Of a cell whose step has several products: (gates_x, weight_hh, bias_hh, state).
+WHOLE_STEPS: dict[str, Callable[..., State]] = {"gru_reset_before": gru_reset_before_step}
 
 
 def cell(name: str, gates_x: Tensor, gates_h: Tensor, state: State) -> State:
     """One pointwise step of the named cell: gates_x, gates_h [N, G*H], state [N, H] each."""
-    return _POINTWISE_STEPS[name](gates_x, gates_h, state)
+    return STEPS[name](gates_x, gates_h, state)
 
 
 def step(
     name: str, gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, state: State
 ) -> State:
     """One step of any cell, recurrent product included."""
-    if not CELLS[name].pointwise:
-        return gru_reset_before_step(gates_x, weight_hh, bias_hh, state)
-    return _POINTWISE_STEPS[name](gates_x, F.linear(state[0], weight_hh, bias_hh), state)
+    spec = CELLS[name]
+    if name in WHOLE_STEPS:
+        return WHOLE_STEPS[name](gates_x, weight_hh, bias_hh, state)
+    if spec.parameters == 0:
+        return STEPS[name](gates_x, F.linear(state[0], weight_hh, bias_hh), state)
+    bias_hh, parameters = bias_hh.tensor_split([weight_hh.shape[0]])
+    gates_h = F.linear(state[0], weight_hh, bias_hh)
+    return STEPS[name](gates_x, gates_h, state, parameters.chunk(spec.parameters))
 
 
 def sequence(
@@ -100,21 +109,22 @@ def sequence(
         name: a key of `CELLS`.
         gates_x: input pre-activations weight_ih x + bias_ih, [T, N, G*H].
         weight_hh: recurrent weights, [G*H, H].
-        bias_hh: recurrent bias, [G*H], or None.
-        state: initial (h,) or (h, c), each [N, H].
+        bias_hh: recurrent bias, [G*H], or None; followed by the cell's parameters if it has any.
+        state: initial h and other states, each [N, H].
         lengths: steps of each row, [N]; a row past its end keeps its state and gives zeros.
         reset: where true, the state is zeroed before that step is taken, [T, N].
         reverse: take each row's steps from its last to its first.
 
     Returns:
-        The hidden state after every step, [T, N, H]; the final state, each [N, H]; and for cells
-        with c its value after every step, [T, N, H], else None.
+        The hidden state after every step, [T, N, H]; the final state, each [N, H]; and the other
+        states after every step side by side, [T, N, (states - 1) * H], None where there are none.
     """
     state = tuple(state)
     steps = range(gates_x.shape[0])
     if not steps:
         nothing = gates_x.new_empty(0, *state[0].shape)
-        return nothing, state, nothing.clone() if CELLS[name].states == 2 else None
+        others = [nothing] * (len(state) - 1)
+        return nothing, state, torch.cat(others, -1) if others else None
     outputs: list[Tensor] = []
     c_outputs: list[Tensor] = []
     for t in reversed(steps) if reverse else steps:
@@ -133,9 +143,9 @@ def sequence(
             emitted = tuple(torch.where(alive, s, torch.zeros_like(s)) for s in new_state)
         state = new_state
         outputs.append(emitted[0])
-        c_outputs.append(emitted[-1])
+        c_outputs.append(torch.cat(emitted[1:], -1) if len(emitted) > 1 else emitted[0])
     if reverse:
         outputs.reverse()
         c_outputs.reverse()
-    c_sequence = torch.stack(c_outputs) if CELLS[name].states == 2 else None
+    c_sequence = torch.stack(c_outputs) if len(state) > 1 else None
     return torch.stack(outputs), state, c_sequence

@@ -90,7 +90,10 @@ def tf32_products():
 
 
 def inputs_of(cell: str, case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"):
-    """([gates_x, weight_hh, bias_hh, h_0, c_0], [lengths, batch_sizes, reset, reverse])."""
+    """([gates_x, weight_hh, bias_hh, h_0, c_0], [lengths, batch_sizes, reset, reverse]).
+
+    Parameters of the cell, between 0 and 1, follow the bias; c_0 are all states beside h.
+    """
     spec, h = CELLS[cell], case.hidden_size
     rows = (sum(case.batch_sizes),) if case.batch_sizes else (case.steps, case.batch)
 
@@ -100,12 +103,16 @@ def inputs_of(cell: str, case: Case, dtype: torch.dtype, device: torch.device | 
     values = [
         random(*rows, spec.gates * h),
         random(spec.gates * h, h, scale=h**-0.5),
-        random(spec.gates * h) if case.bias else None,
+        random((spec.gates + spec.parameters) * h) if case.bias or spec.parameters else None,
         random(case.batch, h),
-        random(case.batch, h) if spec.states == 2 else None,
+        random(case.batch, (spec.states - 1) * h) if spec.states > 1 else None,
     ]
+    if spec.parameters:
+        values[2][spec.gates * h :].sigmoid_()
     if cell == "rnn_relu":
         _away_from_the_kink(values)
+    if cell == "slstm":  # divides by its third state
+        values[4][:, h : 2 * h].abs_().add_(1)
     reset = (torch.rand(case.steps, case.batch) < 0.3).to(device) if case.reset else None
     lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
     batch_sizes = None if case.batch_sizes is None else torch.tensor(case.batch_sizes)
@@ -138,13 +145,14 @@ def expected(cell: str, values, layout, dtype: torch.dtype, tf32: bool = False):
     """(results, gradients) of the reference in `dtype`, by name."""
     spec = CELLS[cell]
     leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in values]
-    gates_x, weight_hh, bias_hh, *state = leaves
-    state = [s for s in state if s is not None]
+    gates_x, weight_hh, bias_hh, h_0, c_0 = leaves
+    state = [h_0] if c_0 is None else [h_0, *c_0.chunk(spec.states - 1, -1)]
     with tf32_products() if tf32 else contextlib.nullcontext():
         output, final, c_sequence = reference_sequence(
             spec, gates_x, weight_hh, bias_hh, state, *layout
         )
-    results = [output, final[0], final[1] if spec.states == 2 else None, c_sequence]
+    c_n = None if c_0 is None else torch.cat(final[1:], -1)
+    results = [output, final[0], c_n, c_sequence]
     pairs = [
         (r, g.to(values[0].dtype).to(dtype))
         for r, g in zip(results, grads_like(results), strict=True)
@@ -177,7 +185,7 @@ def actual(cell: str, values, layout, forward: Callable, backward: Callable):
     found["grad_weight_hh"] = weight_hh_grad(spec, *wide, *layout).to(dtype)
     if bias_hh is not None:
         found["grad_bias_hh"] = bias_grads(spec, *wide[:2])[1].to(dtype)
-    if spec.states == 2:
+    if c_0 is not None:
         found["grad_c_0"] = grad_c_0
     names = ("output", "h_n", "c_n", "c_sequence")
     kept = {n: r for n, r in zip(names, results, strict=True) if r.numel()}
@@ -266,7 +274,7 @@ def check_cell(
     grad_x, grad_h_gates, grad_h, grad_c = backward(
         grads[0], grads[1] if two else None, h, c, new_h, new_c, saved
     )
-    if not spec.separate_hidden:
+    if not spec.separate_columns:
         grad_h_gates = grad_x
     found = [new_h, *([new_c] if two else []), grad_x, grad_h_gates, grad_h]
     found += [grad_c] if two else []

@@ -50,7 +50,7 @@ def register_cell(spec: CellSpec, suffix: str) -> None:
         gates = h.new_empty(rows, spec.gates * hidden_size)
         return (
             gates,
-            torch.empty_like(gates) if spec.separate_hidden else absent(h),
+            torch.empty_like(gates) if spec.separate_columns else absent(h),
             h.new_empty(h.shape),
             h.new_empty(h.shape) if two else absent(h),
         )
@@ -78,7 +78,7 @@ def register_cell(spec: CellSpec, suffix: str) -> None:
         need = ctx.needs_input_grad
         return (
             grad_x,
-            grad_h_gates if spec.separate_hidden else grad_x,
+            grad_h_gates if spec.separate_columns else grad_x,
             grad_h if need[2] else None,
             grad_c if need[3] else None,
             None,

@@ -257,8 +257,8 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         rows, width = output.shape[:-1], output.shape[-1]
         return (
             output.new_empty(*rows, spec.gates * width),
-            output.new_empty(*rows, spec.separate_hidden * width)
-            if spec.separate_hidden
+            output.new_empty(*rows, spec.separate_columns * width)
+            if spec.separate_columns
             else absent(output),
             output.new_empty(h_0.shape),
             output.new_empty(h_0.shape) if spec.states == 2 else absent(output),

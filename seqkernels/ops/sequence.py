@@ -70,12 +70,12 @@ def reference_sequence(
 def fake_sequence(spec: CellSpec, rows: Sequence[int], h_0: Tensor, save: bool):
     """Empty results of a sequence op over `rows` (T, N or the packed total) steps."""
     hidden_size = h_0.shape[1]
-    two = spec.states == 2
+    others = (spec.states - 1) * hidden_size
     return (
         h_0.new_empty(*rows, hidden_size),
         torch.empty_like(h_0, memory_format=torch.contiguous_format),
-        torch.empty_like(h_0, memory_format=torch.contiguous_format) if two else absent(h_0),
-        h_0.new_empty(*rows, hidden_size) if two and save else absent(h_0),
+        h_0.new_empty(h_0.shape[0], others) if others else absent(h_0),
+        h_0.new_empty(*rows, others) if others and save else absent(h_0),
         h_0.new_empty(*rows, spec.saved * hidden_size) if save and spec.saved else absent(h_0),
     )
 
@@ -117,10 +117,10 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
         tensors = (*grads, weight_hh, h_0, c_0, *results, lengths, reset)
         same_device(*tensors, batch_sizes=batch_sizes)
         rows, hidden_size = output.shape[:-1], output.shape[-1]
-        separate = spec.separate_hidden * hidden_size
+        separate = spec.separate_columns * hidden_size
         return (
             output.new_empty(*rows, spec.gates * hidden_size),
-            output.new_empty(*rows, separate) if spec.separate_hidden else absent(output),
+            output.new_empty(*rows, separate) if spec.separate_columns else absent(output),
             output.new_empty(h_0.shape),
             output.new_empty(h_0.shape) if spec.states == 2 else absent(output),
         )

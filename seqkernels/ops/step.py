@@ -68,7 +68,7 @@ def _gradients(spec: CellSpec, inputs, results, grads, need) -> tuple[Tensor | N
         state = (h,) if c is None else (h, c)
         found = reference.step(spec.name, gates_x, weight_hh, bias_hh, state)
         return tuple(differentiable_grads(found, grads[: len(found)], tuple(inputs)))
-    separate = spec.separate_hidden
+    separate = spec.separate_columns
     with _below_autograd():
         grad_x, grad_h_gates, grad_h, grad_c = get(f"{spec.name}_cell_backward")(
             *grads, h, c, *results

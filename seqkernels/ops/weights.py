@@ -20,10 +20,10 @@ def fold_bias(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The biases to add with the input projection and inside the recurrence, each [G*H] or None.
 
-    Only the reset-after GRU needs its recurrent bias inside the step; elsewhere both biases are
-    added once, with the projection.
+    Only a cell with separate gates (the reset-after GRU) needs its recurrent bias inside the step,
+    and one with parameters these; elsewhere both biases are added once, with the projection.
     """
-    if bias_hh is None or spec.separate_hidden:
+    if bias_hh is None or spec.separate_columns:
         return bias_ih, bias_hh
     return (bias_hh if bias_ih is None else bias_ih + bias_hh), None
 
@@ -137,28 +137,48 @@ def weight_hh_grad(
     reverse: bool,
 ) -> Tensor:
     """grad_weight_hh, [G*H, H], from the gate gradients of all steps."""
-    hidden_size = output.shape[-1]
+    H = output.shape[-1]
     h = _entering_h(h_0, output, lengths, batch_sizes, reset, reverse)
-    grad = grad_gates_x.flatten(0, -2)
-    if spec.separate_hidden:  # the n columns see r * (U_n h + b_n)
-        return rows_product((grad[:, : 2 * hidden_size], grad_gates_h.flatten(0, -2)), h)
-    if spec.pointwise:
-        return rows_product((grad,), h)
-    # The n columns multiply r * h.
-    reset_gates = saved.flatten(0, -2)[:, :hidden_size].split([part.shape[0] for part in h])
-    reset_h = [r * part for r, part in zip(reset_gates, h, strict=True)]
+    grads = _recurrent_grads(spec, grad_gates_x.flatten(0, -2), grad_gates_h, H)
+    first, *others = spec.stages
+    if not others:
+        return rows_product(grads, h)
+    values = saved.flatten(0, -2).split(H, -1)
+    rows = [part.shape[0] for part in h]
+    values = zip(*(value.split(rows) for value in values), strict=True)
+    operand = [spec.operand(saved, part) for saved, part in zip(values, h, strict=True)]
+    (grad,) = grads
+    split = first.gates * H
     return torch.cat(
-        (
-            rows_product((grad[:, : 2 * hidden_size],), h),
-            rows_product((grad[:, 2 * hidden_size :],), reset_h),
-        )
+        (rows_product((grad[:, :split],), h), rows_product((grad[:, split:],), operand))
     )
 
 
+def _recurrent_grads(
+    spec: CellSpec, grad: Tensor, grad_gates_h: Tensor, hidden_size: int
+) -> list[Tensor]:
+    """Gradients of the recurrent pre-activations of all gates, side by side in few pieces."""
+    pieces, begin = [], 0
+    for place, gate in enumerate(spec.separate):
+        if gate > begin:
+            pieces.append(grad[:, begin * hidden_size : gate * hidden_size])
+        columns = grad_gates_h.flatten(0, -2)
+        pieces.append(columns[:, place * hidden_size : (place + 1) * hidden_size])
+        begin = gate + 1
+    if begin == 0:
+        return [grad]
+    if begin < spec.gates:
+        pieces.append(grad[:, begin * hidden_size :])
+    return pieces
+
+
 def bias_grads(spec: CellSpec, grad_gates_x: Tensor, grad_gates_h: Tensor) -> tuple[Tensor, Tensor]:
-    """(grad_bias_ih, grad_bias_hh), each [G*H]."""
+    """(grad_bias_ih, grad_bias_hh): [G*H], and [(G + P)*H] with the gradients of parameters."""
     grad_ih = grad_gates_x.flatten(0, -2).sum(0)
-    if not spec.separate_hidden:
+    if not spec.separate_columns:
         return grad_ih, grad_ih.clone()
-    grad_hn = grad_gates_h.flatten(0, -2).sum(0)
-    return grad_ih, torch.cat((grad_ih[: -grad_hn.shape[0]], grad_hn))
+    columns = list(grad_ih.chunk(spec.gates))
+    separate = grad_gates_h.flatten(0, -2).sum(0).chunk(spec.separate_columns)
+    for gate, column in zip(spec.separate, separate, strict=False):
+        columns[gate] = column
+    return grad_ih, torch.cat((*columns, *separate[len(spec.separate) :]))

@@ -59,7 +59,7 @@ def products(spec: CellSpec, direction: str) -> tuple[tuple[int, int], ...]:
     """The recurrent products of a step, in order: (columns of a unit, depth / hidden_size) each."""
     if direction == "forward":
         return ((width(spec.gates), 1),) if spec.pointwise else ((2, 1), (1, 1))
-    if spec.pointwise and not spec.separate_hidden:
+    if spec.pointwise and not spec.separate_columns:
         return ((1, spec.gates),)
     return ((1, spec.gates - 1), (1, 1))
 

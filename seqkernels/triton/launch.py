@@ -140,7 +140,7 @@ def backward(
     steps = lead[0] if batch_sizes is None else batch_sizes.shape[0]
     new = output.new_empty if lengths is None else output.new_zeros
     grad_gates_x = new(*lead, spec.gates * hidden_size)
-    grad_gates_h = new(*lead, hidden_size) if spec.separate_hidden else None
+    grad_gates_h = new(*lead, hidden_size) if spec.separate_columns else None
     # A row of length 0 passes its gradients on.
     grad_h_0 = _copy_or_zeros(grad_h_n, h_0)
     grad_c_0 = _copy_or_zeros(grad_c_n, h_0) if two else None

@@ -169,7 +169,7 @@ def backward(
     spec = CELLS[cell]
     two = spec.states == 2
     grad_gates_x = h.new_empty(h.shape[0], spec.gates * h.shape[1])
-    grad_gates_h = torch.empty_like(grad_gates_x) if spec.separate_hidden else None
+    grad_gates_h = torch.empty_like(grad_gates_x) if spec.separate_columns else None
     grad_h = h.new_empty(h.shape)
     grad_c = h.new_empty(h.shape) if two else absent(h)
     tensors = [

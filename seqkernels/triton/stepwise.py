@@ -220,7 +220,7 @@ def backward(
     recurrent = torch.zeros_like(h_0)
     carried_h = carried_grad(grad_h_n, h_0)
     carried_c = carried_grad(grad_c_n, h_0) if functions.carries == "c" else None
-    operand = h_0.new_empty(batch, spec.gates * hidden_size) if spec.separate_hidden else None
+    operand = h_0.new_empty(batch, spec.gates * hidden_size) if spec.separate_columns else None
     rows_of_grads = grad_gates_x.view(-1, spec.gates * hidden_size)
     behind = -1
     for t, rows, at in steps.backward():

@@ -191,7 +191,7 @@ def _greedy(d):
 def _op(d):
     op = get(f"{d.pick()}_sequence")
     gates_x, described = d.rows_of("gates_x", d.gates)
-    bias = {"bias_hh": d.randn(d.gates) if CELLS[d.cell].separate_hidden else None}
+    bias = {"bias_hh": d.randn(d.gates) if CELLS[d.cell].separate_columns else None}
     weights = {"weight_hh": d.randn(d.gates, d.hidden)} | bias
     d.arguments = gates_x | weights | d.state(d.rows) | described
     tail = (d.random.random() < 0.3, d.random.random() < 0.5)

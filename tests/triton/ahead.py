@@ -115,7 +115,7 @@ def absent_of(spec, present):
     absent = [name for name in OPTIONAL if name not in present]
     if spec.pointwise:
         absent += SINGLE_STATE if spec.states == 1 else ()
-        absent += () if spec.separate_hidden else ("grad_gates_h", "grad_gates_hn")
+        absent += () if spec.separate_columns else ("grad_gates_h", "grad_gates_hn")
         absent += () if spec.saved else ("saved",)
         absent += () if FUNCTIONS[spec.name].carries else ("carried",)
     return absent
@@ -162,7 +162,7 @@ def row_kernels(cell, direction, dtype, hidden_size, arch):
     more = {"CARRIES": functions.carries}
     yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
     kernel = getattr(pointwise, f"{direction}_kernel")
-    absent = () if spec.separate_hidden else ("grad_gates_h",)
+    absent = () if spec.separate_columns else ("grad_gates_h",)
     more = {"STATES": spec.states}
     yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
 

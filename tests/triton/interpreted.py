@@ -194,7 +194,7 @@ def check_cell(cell, spec, dtype, rows, hidden_size):
     found = pointwise.backward(cell, grads[0], grad_c, h, c, new_h, new_c, saved)
     grad_x, grad_gates_h, grad_h, grad_old_c = found
     ours = [new_h, *([new_c] if spec.states == 2 else []), grad_x]
-    ours += [grad_gates_h if spec.separate_hidden else grad_x, grad_h]
+    ours += [grad_gates_h if spec.separate_columns else grad_x, grad_h]
     ours += [grad_old_c] if spec.states == 2 else []
     for i, (a, b, e) in enumerate(
         zip(ours, reference_in(dtype), reference_in(torch.float64), strict=True)

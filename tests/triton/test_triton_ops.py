@@ -47,7 +47,7 @@ def test_fakes_have_the_shapes_of_the_results(cell):
         backward = getattr(torch.ops.seqkernels, f"{cell}_sequence_triton_backward")
         grads = backward(output, h, None, None, weight, h, c, *kept)
         assert grads[0].shape == gates_x.shape and grads[2].shape == h.shape
-        assert grads[1].numel() == 5 * 3 * spec.separate_hidden * 8
+        assert grads[1].numel() == 5 * 3 * spec.separate_columns * 8
 
 
 def test_ops_exist_without_the_compiled_module_and_without_triton():
