@@ -35,10 +35,10 @@
   "(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, " \
   "Tensor? batch_sizes, Tensor? reset, bool reverse, bool save) -> "                               \
   "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
-#define SK_SEQUENCE_BACKWARD                                                                    \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "         \
-  "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
-  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "                      \
+#define SK_SEQUENCE_BACKWARD                                                                       \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "            \
+  "Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, " \
+  "Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "           \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 #define SK_LOOKUP                                                                               \
   "(Tensor gates, Tensor symbols, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, " \
@@ -48,19 +48,20 @@
   "(Tensor gates_x, Tensor[] weight_hh, Tensor[] bias_hh, Tensor h_0, Tensor? c_0, " \
   "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "              \
   "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
-#define SK_DIRECTIONS_BACKWARD                                                                    \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "           \
-  "Tensor[] weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, " \
-  "Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> "                                      \
+#define SK_DIRECTIONS_BACKWARD                                                                \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "       \
+  "Tensor[] weight_hh, Tensor[] bias_hh, Tensor h_0, Tensor? c_0, Tensor output, "            \
+  "Tensor c_sequence, Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> " \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 #define SK_LAYERS                                                                                 \
   "(Tensor gates_x, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, " \
   "Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool save) -> "  \
   "(Tensor output, Tensor h_n, Tensor c_n, Tensor c_sequence, Tensor saved)"
-#define SK_LAYERS_BACKWARD                                                                    \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "       \
-  "Tensor[] weight_ih, Tensor[] weight_hh, Tensor h_0, Tensor? c_0, Tensor output, "          \
-  "Tensor c_sequence, Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> " \
+#define SK_LAYERS_BACKWARD                                                                     \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "        \
+  "Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_hh, Tensor h_0, Tensor? c_0, Tensor " \
+  "output, "                                                                                   \
+  "Tensor c_sequence, Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset) -> "  \
   "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 // One step, pointwise: gates_x, gates_h [N, G*H], state [N, H]. Here grad_gates_h is whole for gru.
 #define SK_CELL                                                          \

@@ -10,7 +10,7 @@ from tolerance import about, assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import reference_sequence
+from seqkernels.ops.sequence import reference_sequence, split_state
 from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
 
@@ -26,11 +26,11 @@ class Both:
         torch.manual_seed(3)
         weights = [weight_hh, torch.randn_like(weight_hh) * 0.1]
         self.weights = weights[::-1] if reverse else weights
-        biases = [] if bias_hh is None else [bias_hh, bias_hh]
+        self.biases = [] if bias_hh is None else [bias_hh, bias_hh]
         self.states = [_joined(s, reverse) for s in states]
         gates_x = _side_by_side(gates_x, reverse)
         resets = _two_resets(reset, reverse)
-        arguments = (gates_x, self.weights, biases, *self.states, lengths, batch_sizes, resets)
+        arguments = (gates_x, self.weights, self.biases, *self.states, lengths, batch_sizes, resets)
         output, h_n, c_n, c_sequence, saved = self.run(*arguments, save)
         if save:
             self.saved = (output, c_sequence, saved)
@@ -47,6 +47,7 @@ class Both:
             _joined(grad_c_n, reverse),
             _side_by_side(grad_c_sequence, reverse),
             self.weights,
+            self.biases,
             *self.states,
             *self.saved,
             lengths,
@@ -136,7 +137,7 @@ def layers_expected(cell, inputs, layout, dtype, tf32=False):
             if i:
                 projected = reference.F.linear(outputs[-1], weight_ih[i - 1])
                 projected = projected + bias_ih[i - 1] if bias_ih else projected
-            state = [s[i] for s in (h_0, c_0) if s is not None]
+            state = split_state(spec, h_0[i], None if c_0 is None else c_0[i])
             output, final, c_sequence = reference_sequence(
                 spec, projected, weight, bias_hh[i] if bias_hh else None, state, *layout, False
             )
@@ -144,8 +145,8 @@ def layers_expected(cell, inputs, layout, dtype, tf32=False):
             finals.append(final)
             c_sequences.append(c_sequence)
     found = {"output": torch.stack(outputs), "h_n": torch.stack([f[0] for f in finals])}
-    if spec.states == 2:
-        found["c_n"] = torch.stack([f[1] for f in finals])
+    if c_0 is not None:
+        found["c_n"] = torch.stack([torch.cat(f[1:], -1) for f in finals])
         found["c_sequence"] = torch.stack(c_sequences)
     grads = layer_grads(found, inputs[0].dtype)
     ends = [outputs[-1], found["h_n"], found.get("c_n"), c_sequences[-1]]
@@ -181,10 +182,10 @@ def layers_actual(cell, inputs, layout, results, run_back):
     output, _, _, c_sequence, saved = results
     grads = layer_grads(kept, gates_x.dtype)
     grad_x, grad_h, grad_h_0, grad_c_0 = run_back(
-        *grads, weight_ih, weight_hh, h_0, c_0, output, c_sequence, saved, *layout
+        *grads, weight_ih, weight_hh, bias_hh, h_0, c_0, output, c_sequence, saved, *layout
     )
     found = {"grad_gates_x": grad_x[0], "grad_h_0": grad_h_0}
-    if spec.states == 2:
+    if c_0 is not None:
         found["grad_c_0"] = grad_c_0
     lists = {"weight_ih": [], "weight_hh": [], "bias_ih": [], "bias_hh": []}
     for i in range(len(weight_hh)):

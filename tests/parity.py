@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import reference_sequence
+from seqkernels.ops.sequence import reference_sequence, split_state
 from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
 MATHS = {
@@ -146,10 +146,9 @@ def expected(cell: str, values, layout, dtype: torch.dtype, tf32: bool = False):
     spec = CELLS[cell]
     leaves = [None if v is None else v.detach().to(dtype).requires_grad_() for v in values]
     gates_x, weight_hh, bias_hh, h_0, c_0 = leaves
-    state = [h_0] if c_0 is None else [h_0, *c_0.chunk(spec.states - 1, -1)]
     with tf32_products() if tf32 else contextlib.nullcontext():
         output, final, c_sequence = reference_sequence(
-            spec, gates_x, weight_hh, bias_hh, state, *layout
+            spec, gates_x, weight_hh, bias_hh, split_state(spec, h_0, c_0), *layout
         )
     c_n = None if c_0 is None else torch.cat(final[1:], -1)
     results = [output, final[0], c_n, c_sequence]
@@ -176,7 +175,7 @@ def actual(cell: str, values, layout, forward: Callable, backward: Callable):
     results = [output, h_n, c_n, c_sequence]
     grads = [None if g is None else g.to(gates_x.dtype) for g in grads_like(results)]
     grad_x, grad_h, grad_h_0, grad_c_0 = backward(
-        *grads, weight_hh, h_0, c_0, output, c_sequence, saved, *layout
+        *grads, weight_hh, bias_hh, h_0, c_0, output, c_sequence, saved, *layout
     )
     found = {"grad_gates_x": grad_x, "grad_h_0": grad_h_0}
     # In float64: the large products of the weights are torch's and not under test.

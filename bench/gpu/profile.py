@@ -19,7 +19,7 @@ def launch(machine) -> bool:
     layout = (None, None, None, False)
     forward, backward = (machine.op(f"lstm_sequence_persistent{end}") for end in ("", "_backward"))
     output, h_n, c_n, c_sequence, saved = forward(*values, *layout, True)
-    kept = (values[1], *values[3:], output, c_sequence, saved, *layout)
+    kept = (*values[1:], output, c_sequence, saved, *layout)
     grads = backward(output, h_n, c_n, None, *kept)
     return all(bool(grad.isfinite().all()) for grad in grads)
 

@@ -41,7 +41,7 @@ def both(machine: Machine, cell: str, values: list, layout: list) -> list[torch.
     """Every result of a forward, and every gradient for a loss of its outputs and states."""
     forward, backward = (machine.op(f"{cell}_sequence_persistent{e}") for e in ("", "_backward"))
     output, h_n, c_n, c_sequence, saved = forward(*values, *layout, True)
-    kept = (values[1], *values[3:], output, c_sequence, saved, *layout)
+    kept = (*values[1:], output, c_sequence, saved, *layout)
     grads = backward(output, h_n, c_n if c_n.numel() else None, None, *kept)
     return [output, h_n, c_n, c_sequence, *grads]
 

@@ -115,7 +115,7 @@ class Kernel:
             if self.backward:
                 op = self.machine.op("lstm_sequence_persistent_backward")
                 given = [*(t[name] for name in BACKWARD[:3]), None]
-                given += [t[name] for name in BACKWARD[3:9]]
+                given += [t[BACKWARD[3]], None, *(t[name] for name in BACKWARD[4:9])]
                 grad_gates_x, _, grad_h_0, grad_c_0 = op(*given, *nothing)
                 return {"grad_gates_x": grad_gates_x, "grad_h_0": grad_h_0, "grad_c_0": grad_c_0}
             op = self.machine.op("lstm_sequence_persistent")

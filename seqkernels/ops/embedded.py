@@ -68,10 +68,10 @@ def _define(spec: CellSpec) -> None:
                 if need_embedding:
                     (grad_embedding,) = torch.autograd.grad(x, embedding, grad_x, create_graph=True)
                 return (None, grad_embedding, None, *found, None, None)
-            weight_ih, weight_hh, bias_ih, _, h_0, c_0 = inputs
+            weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
             with torch._C._AutoDispatchBelowAutograd():
                 grad_gates, grad_h, *grad_state = run_backward(
-                    name, spec, grads, weight_hh, h_0, c_0, results, layout
+                    name, spec, grads, (weight_hh, bias_hh), h_0, c_0, results, layout
                 )
                 by_symbol = torch.ops.aten.embedding_dense_backward(
                     grad_gates, tokens, embedding.shape[0], -1, False

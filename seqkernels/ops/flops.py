@@ -49,8 +49,8 @@ def _recurrence(gates_x, weight_hh, *_, **__) -> int:
 
 
 # fmt: off
-def _recurrence_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
-                         output, *_, **__) -> int:
+def _recurrence_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh,
+                         h_0, c_0, output, *_, **__) -> int:
     # fmt: on
     return _products(output[:-1], weight_hh)
 
@@ -64,8 +64,8 @@ def _layers(gates_x, weight_ih, weight_hh, *_, **__) -> int:
 
 
 # fmt: off
-def _layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh, h_0,
-                     c_0, output, *_, **__) -> int:
+def _layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
+                     bias_hh, h_0, c_0, output, *_, **__) -> int:
     # fmt: on
     return _products(output[1:-1], weight_ih, weight_hh)
 

@@ -111,7 +111,14 @@ def _directions_backward(spec, inputs, w, suffix, results, grads, need_x):
     name = f"{spec.name}_directions{suffix}"
     output, c_sequence, *_, saved = results
     grad_gates, grad_h, grad_h_0, grad_c_0 = run_backward(
-        name, spec, (*grads[:4], None), w.hh, h_0, c_0, (output, c_sequence, saved), layout
+        name,
+        spec,
+        (*grads[:4], None),
+        (w.hh, w.bias_hh),
+        h_0,
+        c_0,
+        (output, c_sequence, saved),
+        layout,
     )
     rows = grad_gates.flatten(0, -2)
     found = Weights([], [], [], [])
@@ -136,7 +143,7 @@ def _layers_backward(spec, inputs, w, suffix, results, grads, need_x):
         grad_c_n = grad_c_sequence = None
     grad_gates, grad_h, grad_h_0, grad_c_0 = get(f"{spec.name}_layers{suffix}_backward")(
         *(grad_output, grad_h_n, grad_c_n, grad_c_sequence),
-        *(w.ih[1:], w.hh, h_0, c_0, outputs, c_sequences, saved, *layout),
+        *(w.ih[1:], w.hh, w.bias_hh, h_0, c_0, outputs, c_sequences, saved, *layout),
     )
     found = Weights(*([None] * len(w_part) for w_part in w))
     for i in range(len(w.hh)):
@@ -163,7 +170,7 @@ def _layers_apart_backward(spec, inputs, w, suffix, results, grads, need_x):
             f"{spec.name}_sequence{suffix}",
             spec,
             own_grads,
-            w.hh[i],
+            (w.hh[i], w.bias_hh[i] if w.bias_hh else None),
             h_0[i],
             _part(c_0, i),
             own,
@@ -176,7 +183,7 @@ def _layers_apart_backward(spec, inputs, w, suffix, results, grads, need_x):
         if i or need_x:
             grad_output = matmul(grad_gates.flatten(0, -2), w.ih[i]).view(below.shape)
     grad_h_0, grad_c_0 = zip(*grad_states, strict=True)
-    grad_c_0 = torch.stack(grad_c_0) if spec.states == 2 else None
+    grad_c_0 = None if c_0 is None else torch.stack(grad_c_0)
     return grad_output, torch.stack(grad_h_0), grad_c_0, found
 
 
@@ -248,11 +255,11 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         )
 
     # fmt: off
-    def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0, output,
-                      c_sequence, saved, lengths, batch_sizes, reset):
+    def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh, h_0,
+                      c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
         # fmt: on
         grads = (grad_output, grad_h_n, grad_c_n, grad_c_sequence)
-        tensors = (*grads, *weight_hh, h_0, c_0, output, c_sequence, saved, lengths, reset)
+        tensors = (*grads, *weight_hh, *bias_hh, h_0, c_0, output, c_sequence, saved, lengths, reset)
         same_device(*tensors, batch_sizes=batch_sizes)
         rows, width = output.shape[:-1], output.shape[-1]
         return (
@@ -261,7 +268,7 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
             if spec.separate_columns
             else absent(output),
             output.new_empty(h_0.shape),
-            output.new_empty(h_0.shape) if spec.states == 2 else absent(output),
+            absent(output) if c_0 is None else output.new_empty(c_0.shape),
         )
 
     # fmt: off
@@ -274,11 +281,11 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
 
     # fmt: off
     def fake_layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
-                             h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
+                             bias_hh, h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
         # fmt: on
         same_device(*weight_ih, h_0)
-        return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
-                             output, c_sequence, saved, lengths, batch_sizes, reset)
+        return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh,
+                             h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset)
 
     directions, layers = f"{spec.name}_directions{suffix}", f"{spec.name}_layers{suffix}"
     for name, fake in (

@@ -68,7 +68,8 @@ def register_layer(spec: CellSpec) -> None:
             output, _, _, *others = forward(*tensors, ctx.reverse, True, ctx.suffix)
             results = (output, *others)
         grad_gates, grad_h, grad_h_0, grad_c_0 = run_backward(
-            f"{spec.name}_sequence{ctx.suffix}", spec, grads, weight_hh, h_0, c_0, results, layout
+            f"{spec.name}_sequence{ctx.suffix}", spec, grads, (weight_hh, bias_hh), h_0, c_0,
+            results, layout
         )
         need = ctx.needs_input_grad
         output, _, saved = results

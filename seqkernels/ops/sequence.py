@@ -109,12 +109,12 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
         return fake_sequence(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
-    def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0, output,
-                      c_sequence, saved, lengths, batch_sizes, reset, reverse):
+    def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh, h_0,
+                      c_0, output, c_sequence, saved, lengths, batch_sizes, reset, reverse):
         # fmt: on
         grads = (grad_output, grad_h_n, grad_c_n, grad_c_sequence)
         results = (output, c_sequence, saved)
-        tensors = (*grads, weight_hh, h_0, c_0, *results, lengths, reset)
+        tensors = (*grads, weight_hh, bias_hh, h_0, c_0, *results, lengths, reset)
         same_device(*tensors, batch_sizes=batch_sizes)
         rows, hidden_size = output.shape[:-1], output.shape[-1]
         separate = spec.separate_columns * hidden_size
@@ -122,7 +122,7 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
             output.new_empty(*rows, spec.gates * hidden_size),
             output.new_empty(*rows, separate) if spec.separate_columns else absent(output),
             output.new_empty(h_0.shape),
-            output.new_empty(h_0.shape) if spec.states == 2 else absent(output),
+            absent(output) if c_0 is None else output.new_empty(c_0.shape),
         )
 
     def setup(ctx, inputs, output):
@@ -135,14 +135,13 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
         gates_x, weight_hh, bias_hh, h_0, c_0, *layout = inputs
         layout = (*layout, ctx.reverse)
         if torch.is_grad_enabled():
-            state = (h_0,) if c_0 is None else (h_0, c_0)
-            found = _second_order(spec, gates_x, weight_hh, bias_hh, state, layout, grads)
+            found = _second_order(spec, gates_x, weight_hh, bias_hh, h_0, c_0, layout, grads)
             return (*found, None, None, None, None, None)
         if not results:
             output, _, _, *others = get(name)(*inputs, ctx.reverse, True)
             results = (output, *others)
         grad_x, grad_h, grad_h_0, grad_c_0 = run_backward(
-            name, spec, grads, weight_hh, h_0, c_0, results, layout
+            name, spec, grads, (weight_hh, bias_hh), h_0, c_0, results, layout
         )
         need = ctx.needs_input_grad
         output, _, saved = results
@@ -167,8 +166,11 @@ def register_sequence(spec: CellSpec, suffix: str) -> None:
     register_no_derivative(f"{name}_backward")
 
 
-def run_backward(name: str, spec: CellSpec, grads, weight_hh, h_0, c_0, results, layout):
-    """Call a sequence op's backward: (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)."""
+def run_backward(name: str, spec: CellSpec, grads, weights, h_0, c_0, results, layout):
+    """Call a sequence op's backward: (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0).
+
+    `weights` are weight_hh and bias_hh, of a joint launch a list of each.
+    """
     grad_output, grad_h_n, grad_c_n, grad_c_sequence, _ = grads
     if spec.states == 1:
         grad_c_n = grad_c_sequence = None
@@ -177,7 +179,7 @@ def run_backward(name: str, spec: CellSpec, grads, weight_hh, h_0, c_0, results,
         grad_h_n,
         grad_c_n,
         grad_c_sequence,
-        weight_hh,
+        *weights,
         h_0,
         c_0,
         *results,
@@ -185,16 +187,22 @@ def run_backward(name: str, spec: CellSpec, grads, weight_hh, h_0, c_0, results,
     )
 
 
-def _second_order(spec, gates_x, weight_hh, bias_hh, state, layout, grads):
+def split_state(spec: CellSpec, h_0: Tensor, c_0: Tensor | None) -> reference.State:
+    """The states of a cell, each [N, H], from h and the others side by side."""
+    return (h_0,) if c_0 is None else (h_0, *c_0.chunk(spec.states - 1, -1))
+
+
+def _second_order(spec, gates_x, weight_hh, bias_hh, h_0, c_0, layout, grads):
     """Differentiable gradients of (gates_x, weight_hh, bias_hh, h_0, c_0)."""
+    state = split_state(spec, h_0, c_0)
     output, final, c_sequence = reference_sequence(
         spec, gates_x, weight_hh, bias_hh, state, *layout
     )
-    c_n = final[1] if spec.states == 2 else None
+    c_n = None if c_0 is None else torch.cat(final[1:], -1)
     if c_n is None:
         grads = (*grads[:2], None, None)
     return differentiable_grads(
         (output, final[0], c_n, c_sequence),
         grads[:4],
-        (gates_x, weight_hh, bias_hh, state[0], state[1] if len(state) == 2 else None),
+        (gates_x, weight_hh, bias_hh, h_0, c_0),
     )

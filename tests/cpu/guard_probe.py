@@ -55,7 +55,13 @@ def sequence_calls(name: str, dtype: torch.dtype):
         grads += [torch.randn_like(c_n), torch.randn_like(c_sequence)] if two else [None, None]
         for chosen in (grads, [grads[0], None, None, None]):
             results = output, c_sequence, saved
-            yield f"{name}_sequence_backward", (*chosen, weight_hh, h_0, c_0, *results, *layout)
+            yield (
+                f"{name}_sequence_backward",
+                (
+                    *(*chosen, weight_hh, bias_hh, h_0, c_0),
+                    *(*results, *layout),
+                ),
+            )
         if batch_sizes is None and reset is None:
             table = random(7, gates_x.shape[-1], dtype=dtype)
             symbols = torch.randint(0, 7, (case.steps, case.batch))

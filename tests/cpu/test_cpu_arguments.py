@@ -76,6 +76,7 @@ def test_backward_checks_what_the_forward_gave(argument):
         "grad_c_n": None,
         "grad_c_sequence": None,
         "weight_hh": inputs["weight_hh"],
+        "bias_hh": inputs["bias_hh"],
         "h_0": inputs["h_0"],
         "c_0": inputs["c_0"],
         "output": output,

@@ -139,7 +139,7 @@ def test_empty_batches_and_sequences(name, case, reverse):
     output, h_n = results[:2]
     assert output.shape == (case.steps, case.batch, case.hidden)
     assert torch.equal(h_n, inputs["h_0"])
-    state = [inputs[k] for k in ("weight_hh", "h_0", "c_0")]
+    state = [inputs[k] for k in ("weight_hh", "bias_hh", "h_0", "c_0")]
     grads = (None, h_n, None, None, *state, output, *results[3:], None, None, None, reverse)
     grad_gates_x, _, grad_h_0, _ = op(f"{name}_sequence_backward")(*grads)
     assert grad_gates_x.shape == inputs["gates_x"].shape

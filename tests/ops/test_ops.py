@@ -92,8 +92,7 @@ def test_sequence_backward_opcheck(cell):
     two = CELLS[cell].states == 2
     grads = [torch.randn_like(output), torch.randn_like(h_n)]
     grads += [torch.randn_like(c_n), torch.randn_like(c_sequence)] if two else [None, None]
-    weight_hh, h_0, c_0 = values[1], values[3], values[4]
-    arguments = (*grads, weight_hh, h_0, c_0, output, c_sequence, saved, *layout)
+    arguments = (*grads, *values[1:], output, c_sequence, saved, *layout)
     torch.library.opcheck(get(f"{cell}_sequence_backward"), arguments)
 
 
@@ -200,7 +199,7 @@ def test_backward_op_has_no_derivative_of_its_own():
     grad = torch.randn_like(output, requires_grad=True)
     _, weight_hh, _, h_0, _ = values
     result = get("gru_sequence_backward")(
-        grad, None, None, None, weight_hh, h_0, None, output, c_sequence, saved, *layout
+        grad, None, None, None, weight_hh, None, h_0, None, output, c_sequence, saved, *layout
     )
     with pytest.raises(RuntimeError, match="create_graph=True"):
         result[0].sum().backward()
