@@ -13,11 +13,13 @@ class Stage:
     Attributes:
         first_gate, gates: its rows of weight_hh, in units of H.
         grads: gates whose gradients its backward computes.
+        saves: saved values that its forward sets.
     """
 
     first_gate: int
     gates: int
     grads: tuple[int, ...]
+    saves: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class CellSpec:
 
     def __post_init__(self):
         if not self.stages:
-            stage = Stage(0, self.gates, tuple(range(self.gates)))
+            stage = Stage(0, self.gates, tuple(range(self.gates)), tuple(range(self.saved)))
             object.__setattr__(self, "stages", (stage,))
 
     @property
@@ -79,7 +81,7 @@ CELLS: dict[str, CellSpec] = {
             gates=3,
             states=1,
             saved=3,
-            stages=(Stage(0, 2, grads=(0,)), Stage(2, 1, grads=(1, 2))),
+            stages=(Stage(0, 2, grads=(0,), saves=(0, 1)), Stage(2, 1, grads=(1, 2), saves=(2,))),
             kept=(1,),
             reads_state=(0,),
             operand=lambda saved, h: saved[0] * h,

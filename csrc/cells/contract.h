@@ -42,6 +42,7 @@ SK_INLINE constexpr int place_in_set(unsigned set, int number) {
 struct Stage {
   int first_gate, gates;  // rows of weight_hh, in units of the hidden size
   unsigned grads;         // gates whose gradients this stage's backward computes
+  unsigned saves;         // values among `saved` that this stage's forward sets
 };
 
 // What is declared unless a cell says otherwise: one stage, nothing kept, nothing read.
@@ -53,7 +54,7 @@ struct CellDefaults {
   static constexpr int kSaved = 0;
   // Vectors of one value per hidden unit beside the biases. They follow these in bias_hh.
   static constexpr int kParameters = 0;
-  static constexpr Stage kStages[] = {{0, gates, (1u << gates) - 1u}};
+  static constexpr Stage kStages[] = {{0, gates, ~0u, ~0u}};
   // Saved values that a later stage of the same step reads.
   static constexpr unsigned kKept = 0;
   // States that the backward reads: before the step, and after it.
@@ -71,10 +72,13 @@ constexpr int kSeparateColumns = size_of_set(C::kSeparate) + C::kParameters;
 // States beside h. They stand side by side in a row: c is [N, (kStates - 1) * H].
 template <typename C>
 constexpr int kOtherStates = C::kStates - 1;
+// One step needs gates and state alone, so it is an op of its own.
+template <typename C>
+constexpr bool kPointwise = kStageCount<C> == 1 && C::kParameters == 0;
 // Length of an array that may have no elements.
 SK_INLINE constexpr int room(int count) { return count > 0 ? count : 1; }
 
-// One unit in one step. The last stage sets `new_state`; any stage may set `saved`.
+// One unit in one step. The last stage sets `new_state`.
 template <typename C, typename T>
 struct Step {
   T gates_x[C::kGates];  // weight_ih x + bias_ih
