@@ -1,0 +1,10 @@
+// Cells of the tests, which the package does not have.
+#pragma once
+#include "leaky_rnn.h"
+#include "peephole_lstm.h"
+#include "slstm.h"
+
+#define SK_FOR_EACH_MORE_CELL(DO) \
+  DO(LeakyRnn, leaky_rnn)         \
+  DO(PeepholeLstm, peephole_lstm) \
+  DO(Slstm, slstm)
