@@ -41,21 +41,21 @@ TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 
 # The slowest first: ninja starts them in this order, and a build waits for its last file.
 CPU_SOURCES = [  # torch-free, or with the stable-ABI headers of torch
-    "csrc/cpu/kernels_avx512.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
-    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/isa/sequence_avx512.cpp",
+    "csrc/cpu/isa/sequence_avx2.cpp",
+    "csrc/cpu/isa/sequence_baseline.cpp",
     "csrc/module.cpp",
     "csrc/cpu/binding.cpp",
-    "csrc/cpu/decode.cpp",
-    "csrc/cpu/decode_avx512.cpp",
-    "csrc/cpu/decode_avx2.cpp",
-    "csrc/cpu/rows_product.cpp",
-    "csrc/cpu/schedule.cpp",
-    "csrc/cpu/decode_baseline.cpp",
+    "csrc/cpu/decode/decode.cpp",
+    "csrc/cpu/isa/decode_avx512.cpp",
+    "csrc/cpu/isa/decode_avx2.cpp",
+    "csrc/cpu/products/rows_product.cpp",
+    "csrc/cpu/sequence/schedule.cpp",
+    "csrc/cpu/isa/decode_baseline.cpp",
     "csrc/ops.cpp",
     "csrc/decode_ops.cpp",
-    "csrc/cpu/isa.cpp",
-    "csrc/cpu/decode_dispatch.cpp",
+    "csrc/cpu/isa/isa.cpp",
+    "csrc/cpu/decode/dispatch.cpp",
 ]
 CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/persistent_half.cu",

@@ -81,10 +81,16 @@ def cell(name: str, gates_x: Tensor, gates_h: Tensor, state: State) -> State:
 def step(
     name: str, gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, state: State
 ) -> State:
-    """One step of any cell, recurrent product included."""
+    """One step of any cell, recurrent product included.
+
+    Raises:
+        KeyError: a cell from outside the package has no step in `STEPS` or `WHOLE_STEPS`.
+    """
     spec = CELLS[name]
     if name in WHOLE_STEPS:
         return WHOLE_STEPS[name](gates_x, weight_hh, bias_hh, state)
+    if name not in STEPS:
+        raise KeyError(f"{name} has no reference step: add one to seqkernels.reference.STEPS")
     if spec.parameters == 0:
         return STEPS[name](gates_x, F.linear(state[0], weight_hh, bias_hh), state)
     bias_hh, parameters = bias_hh.tensor_split([weight_hh.shape[0]])

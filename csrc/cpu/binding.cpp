@@ -6,11 +6,11 @@
 #include <string>
 #include <tuple>
 
-#include "../library.h"
-#include "allocate.h"
-#include "checks.h"
-#include "kernels.h"
-#include "schedule.h"
+#include "cpu/allocate.h"
+#include "cpu/checks.h"
+#include "cpu/sequence/kernels.h"
+#include "cpu/sequence/schedule.h"
+#include "library.h"
 
 namespace seqkernels {
 namespace cpu {

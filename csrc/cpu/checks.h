@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "../cells/all.h"
-#include "../check.h"
+#include "cells/all.h"
+#include "check.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -279,14 +279,10 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         same_device(gates_x, *weights, h_0, c_0, lengths, reset, batch_sizes=batch_sizes)
         return _fake_layers(spec, gates_x.shape[:-1], h_0, save)
 
-    # fmt: off
-    def fake_layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
-                             bias_hh, h_0, c_0, output, c_sequence, saved, lengths, batch_sizes,
-                             reset):
-        # fmt: on
+    def fake_layers_backward(*arguments):
+        *grads, weight_ih, weight_hh, bias_hh, h_0 = arguments[:8]
         same_device(*weight_ih, h_0)
-        return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh,
-                             h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset)
+        return fake_backward(*grads, weight_hh, bias_hh, h_0, *arguments[8:])
 
     directions, layers = f"{spec.name}_directions{suffix}", f"{spec.name}_layers{suffix}"
     for name, fake in (

@@ -50,6 +50,15 @@ def test_parity_and_equal_reruns(isa, threads, best):
     assert found["checked"] > 100
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("isa", ISAS)
+def test_cells_from_outside(isa, best):
+    """They are in no list of the package: what kernels do comes from what a cell declares."""
+    found = json.loads(run_python([str(HERE / "more_cells_probe.py")], isa))
+    assert found["isa"] == (isa if ISAS.index(isa) <= ISAS.index(best) else best)
+    assert found["checked"] > 90
+
+
 @pytest.mark.parametrize("isa", first_of(ISAS[::-1]))
 def test_tanh_and_sigmoid_alone(isa, best):
     found = run_python([str(HERE / "activations_probe.py")], isa).strip()

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "allocate.h"
-#include "../library.h"
-#include "checks.h"
-#include "kernels.h"
+#include "cpu/allocate.h"
+#include "cpu/checks.h"
+#include "cpu/sequence/kernels.h"
+#include "library.h"
 
 namespace seqkernels {
 namespace cpu {

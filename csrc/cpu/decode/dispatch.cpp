@@ -1,8 +1,8 @@
 // The decoding kernels of the instruction set that isa.cpp has chosen.
 #include <cstring>
 
-#include "decode.h"
-#include "kernels.h"
+#include "cpu/decode/decode.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

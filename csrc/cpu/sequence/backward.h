@@ -5,7 +5,7 @@
 // gathers the rows that ended before the others and one that computes the gradient of the initial
 // state. A reset stops a row's gradient by leaving zeros for the step before.
 #pragma once
-#include "forward.h"
+#include "cpu/sequence/forward.h"
 
 namespace seqkernels {
 namespace cpu {

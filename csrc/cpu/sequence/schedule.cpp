@@ -1,4 +1,4 @@
-#include "schedule.h"
+#include "cpu/sequence/schedule.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,7 +7,7 @@
 #include <memory>
 #include <numeric>
 
-#include "team.h"
+#include "cpu/sequence/team.h"
 
 namespace seqkernels {
 namespace cpu {

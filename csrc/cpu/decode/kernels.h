@@ -1,8 +1,8 @@
 // The phases of greedy decoding for one instruction set, SK_ISA: a layer, the projection with its
 // arg-max, and the choice among the chunks of the vocabulary, for pointwise cells.
 #pragma once
-#include "decode.h"
-#include "decode_product.h"
+#include "cpu/decode/decode.h"
+#include "cpu/products/few_rows.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -6,12 +6,12 @@
 // along the depth and are folded at the end.
 //
 // Either way a result is summed in an order that depends on its own place alone. `product` in
-// product.h is faster for two or three rows because it splits the depth into chains, but by a
+// tiles.h is faster for two or three rows because it splits the depth into chains, but by a
 // number that depends on the rows.
 #pragma once
 #include <utility>
 
-#include "vec.h"
+#include "cpu/isa/vec.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -6,7 +6,7 @@
 #pragma once
 #include <utility>
 
-#include "vec.h"
+#include "cpu/isa/vec.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -14,9 +14,9 @@
 #include <optional>
 #include <vector>
 
-#include "allocate.h"
-#include "decode.h"
-#include "decode_team.h"
+#include "cpu/allocate.h"
+#include "cpu/decode/decode.h"
+#include "cpu/decode/team.h"
 
 namespace seqkernels {
 namespace cpu {

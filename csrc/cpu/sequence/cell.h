@@ -1,8 +1,8 @@
 // One step of a pointwise cell without its product: what LSTMCell, GRUCell and RNNCell run after
 // their matmuls.
 #pragma once
-#include "kernels.h"
-#include "vec.h"
+#include "cpu/isa/vec.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "team.h"
+#include "cpu/sequence/team.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../cells/all.h"
+#include "cells/all.h"
 
 #if defined(__AVX512F__)
 #define SK_VECTOR_BYTES 64

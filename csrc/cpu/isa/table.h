@@ -1,11 +1,11 @@
 // The tables of kernels of one instruction set. A source that includes this defines SK_ISA, the
 // name of the set, and is compiled with its flags.
 #pragma once
-#include "backward.h"
-#include "cell.h"
-#include "decode_product.h"
-#include "forward.h"
-#include "rows_product.h"
+#include "cpu/products/few_rows.h"
+#include "cpu/products/rows_product.h"
+#include "cpu/sequence/backward.h"
+#include "cpu/sequence/cell.h"
+#include "cpu/sequence/forward.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -10,7 +10,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../cells/all.h"
+#include "cells/all.h"
 
 namespace seqkernels {
 namespace cpu {

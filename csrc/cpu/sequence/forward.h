@@ -4,9 +4,9 @@
 // final state. The state lives in the compute type, rows sorted, and is masked for the NEXT step's
 // reset when it is written. Between two stages of a step its operand and what it keeps are there.
 #pragma once
-#include "kernels.h"
-#include "product.h"
-#include "vec.h"
+#include "cpu/isa/vec.h"
+#include "cpu/products/tiles.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

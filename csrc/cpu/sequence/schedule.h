@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -5,8 +5,8 @@
 // packed on the stack, pass over panels of kWidth columns of x, packed once a block. A block is
 // summed in registers and then added to the result, so the error grows with the number of blocks.
 #pragma once
-#include "kernels.h"
-#include "vec.h"
+#include "cpu/isa/vec.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels.h"
+#include "cpu/sequence/kernels.h"
 
 namespace seqkernels {
 namespace cpu {

@@ -2,15 +2,15 @@
 //
 // One parallel region of torch's thread pool runs all steps. A wide batch is cut into groups of
 // rows, and a thread that is free takes the next group from start to end: no thread waits for
-// another. In a narrow batch the threads share every step (decode_team.h). 16-bit types are
+// another. In a narrow batch the threads share every step (team.h). 16-bit types are
 // computed in float32 and rounded once, at the end.
 #include <algorithm>
 #include <atomic>
 #include <tuple>
 
-#include "../library.h"
-#include "checks.h"
-#include "decode_rows.h"
+#include "cpu/checks.h"
+#include "cpu/decode/rows.h"
+#include "library.h"
 
 namespace seqkernels {
 namespace cpu {

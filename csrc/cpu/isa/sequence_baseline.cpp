@@ -1,0 +1,2 @@
+#define SK_ISA baseline
+#include "cpu/isa/table.h"
