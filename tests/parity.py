@@ -268,7 +268,7 @@ def check_cell(
 
     h, c = (*states, None)[:2]
     new_h, new_c, saved = forward(*gates, h, c, True)
-    two = spec.states == 2
+    two = spec.states > 1
     grad_x, grad_h_gates, grad_h, grad_c = backward(
         grads[0], grads[1] if two else None, h, c, new_h, new_c, saved
     )

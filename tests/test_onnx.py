@@ -227,7 +227,7 @@ class Op(nn.Module):
 def test_gates_that_no_product_made(cell):
     """The sequence op on any gates: ONNX's op projects with the unit matrix, which is exact."""
     width, states = CELLS[cell].gates * H, CELLS[cell].states
-    c_0 = torch.randn(3, H) if states == 2 else None
+    c_0 = torch.randn(3, H) if states > 1 else None
     args = (torch.randn(4, 3, width), torch.randn(width, H), torch.randn(width))
     args = (*args, torch.randn(3, H), c_0)
     model = Op(f"{cell}_sequence", 1 + states, None, None, None, True, False)
@@ -240,7 +240,7 @@ def test_step(cell):
     width, states = CELLS[cell].gates * H, CELLS[cell].states
     args = (torch.randn(3, I), torch.randn(width, I), torch.randn(width, H))
     args = (*args, torch.randn(width), torch.randn(width), torch.randn(3, H))
-    args = (*args, torch.randn(3, H) if states == 2 else None)
+    args = (*args, torch.randn(3, H) if states > 1 else None)
     model = Op(f"{cell}_step", states, False)
     assert_same(in_onnxruntime(export(model, *args)), model, *args)
 

@@ -34,6 +34,14 @@ enum class Cell : int32_t {
 #undef SK_ENUM
 };
 
+template <typename C>
+inline constexpr Cell kCell{};
+#define SK_VALUE(Type, name) \
+  template <>                \
+  inline constexpr Cell kCell<Type> = Cell::k##Type;
+SK_FOR_EACH_CELL(SK_VALUE)
+#undef SK_VALUE
+
 // Stands for a cell's type where a value is wanted.
 template <typename C>
 struct CellType {

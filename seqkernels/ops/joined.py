@@ -244,14 +244,7 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         # fmt: on
         tensors = (gates_x, *weight_hh, *bias_hh, h_0, c_0, lengths, reset)
         same_device(*tensors, batch_sizes=batch_sizes)
-        output, h_n, c_n, c_sequence, saved = fake_sequence(spec, gates_x.shape[:-1], h_0[0], save)
-        return (
-            torch.cat((output, output), -1),
-            torch.empty_like(h_0, memory_format=torch.contiguous_format),
-            c_n if c_0 is None else h_0.new_empty(c_0.shape),
-            torch.cat((c_sequence, c_sequence), -1) if c_sequence.dim() > 1 else c_sequence,
-            torch.cat((saved, saved), -1) if saved.dim() > 1 else saved,
-        )
+        return _fake_directions(spec, gates_x.shape[:-1], h_0, save)
 
     # fmt: off
     def fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh, h_0,
@@ -301,6 +294,15 @@ def _fake_layers(spec, rows, h_0, save):
     return (results[0], *states, *results[3:])
 
 
+def _fake_directions(spec, rows, h_0, save):
+    results = fake_sequence(spec, rows, h_0[0], save)
+    output, h_n, c_n, c_sequence, saved = (
+        r if r.dim() == 1 else r.new_empty(*r.shape[:-1], 2 * r.shape[-1]) for r in results
+    )
+    states = (r if r.dim() == 1 else r.view(2, len(r), r.shape[-1] // 2) for r in (h_n, c_n))
+    return (output, *states, c_sequence, saved)
+
+
 def register_joined_layer(spec: CellSpec) -> None:
     """Define `<cell>_joined` with its kernel, fake and autograd."""
     name = f"{spec.name}_joined"
@@ -330,13 +332,7 @@ def register_joined_layer(spec: CellSpec) -> None:
         same_device(x, *weights, h_0, c_0, lengths, reset, batch_sizes=batch_sizes)
         if stacked:
             return seven(_fake_layers(spec, x.shape[:-1], h_0, save), True)
-        output, _, _, c_sequence, saved = fake_sequence(spec, x.shape[:-1], h_0[0], save)
-        output, c_sequence, saved = (
-            r.new_empty(*r.shape[:-1], 2 * r.shape[-1]) if r.dim() > 1 else r
-            for r in (output, c_sequence, saved)
-        )
-        c_n = absent(h_0) if c_0 is None else h_0.new_empty(c_0.shape)
-        return seven((output, h_0.new_empty(h_0.shape), c_n, c_sequence, saved), False)
+        return seven(_fake_directions(spec, x.shape[:-1], h_0, save), False)
 
     def keep(ctx, inputs, weights, how, results):
         """Save what the backward needs: of the results those it reads.

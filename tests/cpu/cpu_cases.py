@@ -76,7 +76,7 @@ def make_inputs(name: str, case: Case, dtype: torch.dtype) -> dict:
         "weight_hh": normal(spec.gates * H, H, scale=H**-0.5),
         "bias_hh": normal(spec.gates * H, scale=0.5) if case.bias else None,
         "h_0": normal(N, H),
-        "c_0": normal(N, H) if spec.states == 2 else None,
+        "c_0": normal(N, H) if spec.states > 1 else None,
         "lengths": lengths,
         "batch_sizes": batch_sizes,
         "reset": reset,
@@ -92,7 +92,7 @@ def run_native(name: str, inputs: dict, reverse: bool) -> dict[str, Tensor]:
     """Results of the native op, without what the cell does not have."""
     output, h_n, c_n, c_sequence, _ = op(f"{name}_sequence")(*inputs.values(), reverse, True)
     found = {"output": output, "h_n": h_n}
-    if CELLS[name].states == 2:
+    if CELLS[name].states > 1:
         found |= {"c_n": c_n, "c_sequence": c_sequence}
     return found
 
@@ -105,7 +105,7 @@ def run_reference(name: str, inputs: dict, reverse: bool) -> dict[str, Tensor]:
         CELLS[name], gates_x, weight_hh, bias_hh, state, *layout, reverse
     )
     found = {"output": output, "h_n": state[0]}
-    if CELLS[name].states == 2:
+    if CELLS[name].states > 1:
         found |= {"c_n": state[1], "c_sequence": c_sequence}
     return found
 

@@ -50,7 +50,7 @@ def sequence_calls(name: str, dtype: torch.dtype):
             yield f"{name}_sequence", (*given, *layout, save)
         gates_x, weight_hh, bias_hh, h_0, c_0 = given
         output, h_n, c_n, c_sequence, saved = op(f"{name}_sequence")(*given, *layout, True)
-        two = spec.states == 2
+        two = spec.states > 1
         grads = [torch.randn_like(output), torch.randn_like(h_n)]
         grads += [torch.randn_like(c_n), torch.randn_like(c_sequence)] if two else [None, None]
         for chosen in (grads, [grads[0], None, None, None]):
@@ -72,7 +72,7 @@ def sequence_calls(name: str, dtype: torch.dtype):
 def cell_calls(name: str, dtype: torch.dtype):
     """A step without its products, forward and backward."""
     spec = CELLS[name]
-    two = spec.states == 2
+    two = spec.states > 1
     for rows, hidden in ROWS:
         gates = [random(rows, spec.gates * hidden, dtype=dtype) for _ in range(2)]
         h, c, grad = (random(rows, hidden, dtype=dtype) for _ in range(3))
@@ -92,7 +92,7 @@ def step_calls(name: str, dtype: torch.dtype):
         weights = random(wide, size, dtype=dtype), random(wide, hidden, dtype=dtype)
         biases = random(wide, dtype=dtype), random(wide, dtype=dtype)
         h, c = (random(rows, hidden, dtype=dtype) for _ in range(2))
-        state = (h, c) if spec.states == 2 else (h, None)
+        state = (h, c) if spec.states > 1 else (h, None)
         x = random(rows, size, dtype=dtype)
         for given, save in ((biases, True), ((None, None), False)):
             yield f"{name}_step", (x, *weights, *given, *state, save)

@@ -66,7 +66,7 @@ class Draw:
         return named
 
     def state(self, *first):
-        c = self.randn(*first, self.hidden) if CELLS[self.cell].states == 2 else None
+        c = self.randn(*first, self.hidden) if CELLS[self.cell].states > 1 else None
         return {"h": self.randn(*first, self.hidden), "c": c}
 
     def rows_of(self, name, width):
@@ -205,7 +205,7 @@ def _op_backward(d):
     d.grad, given = False, d.arguments
     reverse = d.random.random() < 0.3
     output, h_n, c_n, c_sequence, saved = get(f"{d.cell}_sequence")(*given.values(), reverse, True)
-    two = CELLS[d.cell].states == 2
+    two = CELLS[d.cell].states > 1
     op = get(f"{d.cell}_sequence_backward")
     d.arguments = {
         "grad_output": torch.randn_like(output),

@@ -50,7 +50,7 @@ def tensors(
         random(spec.gates * h, h),
         random(spec.gates * h),
         random(sample.batch, h),
-        random(sample.batch, h) if spec.states == 2 else None,
+        random(sample.batch, h) if spec.states > 1 else None,
     ]
     reset = None
     if sample.reset:

@@ -27,7 +27,7 @@ def run_sequence(cell, layout):
         if CELLS[cell].states == 1:
             values = (*values, None)
         output, h_n, c_n, c_sequence, _ = get(f"{cell}_sequence")(*values, *layout, True)
-        return (output, h_n, c_n, c_sequence) if CELLS[cell].states == 2 else (output, h_n)
+        return (output, h_n, c_n, c_sequence) if CELLS[cell].states > 1 else (output, h_n)
 
     return function
 
@@ -51,7 +51,7 @@ def test_sequence_matches_reference(cell, sample):
     expected, final, c_expected = reference_sequence(CELLS[cell], *values[:3], state, *layout)
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(h_n, final[0], rtol=1e-12, atol=1e-12)
-    if CELLS[cell].states == 2:
+    if CELLS[cell].states > 1:
         torch.testing.assert_close(c_n, final[1], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(c_sequence, c_expected, rtol=1e-12, atol=1e-12)
 
@@ -89,7 +89,7 @@ def test_sequence_opcheck_without_saving(cell):
 def test_sequence_backward_opcheck(cell):
     values, layout = tensors(cell, SAMPLES["plain"], torch.float32)
     output, h_n, c_n, c_sequence, saved = get(f"{cell}_sequence")(*values, *layout, True)
-    two = CELLS[cell].states == 2
+    two = CELLS[cell].states > 1
     grads = [torch.randn_like(output), torch.randn_like(h_n)]
     grads += [torch.randn_like(c_n), torch.randn_like(c_sequence)] if two else [None, None]
     arguments = (*grads, *values[1:], output, c_sequence, saved, *layout)
@@ -119,7 +119,7 @@ def test_layer_gradcheck(cell, name):
         if CELLS[cell].states == 1:
             values = (*values, None)
         output, h_n, c_n, c_sequence, _ = get(f"{cell}_layer")(*values, *layout, True, "")
-        return (output, h_n, c_n, c_sequence) if CELLS[cell].states == 2 else (output, h_n)
+        return (output, h_n, c_n, c_sequence) if CELLS[cell].states > 1 else (output, h_n)
 
     assert gradcheck(function, values)
     if name in ("plain", "packed"):
@@ -176,7 +176,7 @@ def test_cell_opcheck(cell):
     with torch.no_grad():
         new_h, new_c, saved = get(f"{cell}_cell")(*values, True)
     detached = [None if v is None else v.detach() for v in values]
-    grad_c = torch.randn_like(new_c) if CELLS[cell].states == 2 else None
+    grad_c = torch.randn_like(new_c) if CELLS[cell].states > 1 else None
     arguments = (torch.randn_like(new_h), grad_c, *detached[2:], new_h, new_c, saved)
     torch.library.opcheck(get(f"{cell}_cell_backward"), arguments)
 

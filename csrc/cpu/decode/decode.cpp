@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(GreedyInputs a, Cell c
   return {tokens, lengths, log_probs, rounded(h_n), rounded(c_n)};
 }
 
-template <typename C, Cell kCell>
+template <typename C>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
     Tensor embedding, std::vector<Tensor> weight_ih, std::vector<Tensor> weight_hh,
     std::vector<Tensor> bias_ih, std::vector<Tensor> bias_hh, Tensor weight_out,
@@ -134,12 +134,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
     int64_t max_length, int64_t eos, int64_t pad, bool scores) {
   return greedy({embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out, h_0, c_0,
                  start, max_length, eos, pad, scores},
-                kCell, C::kGates, C::kStates);
+                kCell<C>, C::kGates, C::kStates);
 }
 
-template <typename C, Cell kCell, typename Library>
+template <typename C, typename Library>
 void register_greedy(Library& m, const char* name) {
-  if constexpr (kPointwise<C>) m.impl(name, TORCH_BOX((&greedy_op<C, kCell>)));
+  if constexpr (kPointwise<C>) m.impl(name, TORCH_BOX((&greedy_op<C>)));
 }
 
 }  // namespace
@@ -148,7 +148,7 @@ void register_greedy(Library& m, const char* name) {
 
 STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, CPU, m) {
   using namespace seqkernels;
-#define SK_IMPL(Type, name) cpu::register_greedy<Type, Cell::k##Type>(m, #name "_greedy");
+#define SK_IMPL(Type, name) cpu::register_greedy<Type>(m, #name "_greedy");
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
 }
