@@ -152,7 +152,7 @@ def test_fake_tensors_have_the_shapes():
         ({"start": torch.tensor([0, 1, 2, 64])}, "start token 64 of row 3 is outside"),
         ({"eos": 64}, "eos 64 is outside the vocabulary of 64"),
         ({"max_length": -2}, "max_length is -2"),
-        ({"c_0": torch.zeros(3, 4, 32)}, "c_0 is missing"),
+        ({"c_0": torch.zeros(3, 4, 32)}, "this cell has no c_0"),
         ({"weight_hh": [torch.zeros(96, 32)]}, "3 weight_ih for 1 weight_hh"),
         ({"bias_hh": []}, None),
         ({"bias_out": torch.zeros(63)}, "expected bias_out of size [64], got [63]"),
