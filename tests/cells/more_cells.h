@@ -1,4 +1,4 @@
-// The cells of this folder as SK_MORE_CELLS wants them (csrc/cells/all.h).
+// Cells of the tests, which the package does not have.
 #pragma once
 #include "leaky_rnn.h"
 #include "peephole_lstm.h"
