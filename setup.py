@@ -12,6 +12,8 @@ Environment:
         driver, on all that are newer.
     SEQKERNELS_TORCH: the folder of a torch package to build against, by default the one this
         interpreter imports. It may belong to another Python: only its stable ABI is used.
+    SEQKERNELS_CELLS: a header with further cells, see "Adding a cell" in docs/design.md. Objects
+        have a build folder of their own.
     SEQKERNELS_SPIN_LIMIT: polls after which a kernel that waits for another block gives up and
         traps, by default none. Objects have a build folder of their own.
     CUDA_HOME: the CUDA toolkit, by default /usr/local/cuda.
@@ -170,10 +172,21 @@ def spin_limit():
     return [f"-DSK_SPIN_LIMIT={polls}"]
 
 
+def more_cells():
+    """Compiler flags that add cells from outside the package; none by default."""
+    named = os.environ.get("SEQKERNELS_CELLS", "")
+    if not named:
+        return []
+    header = Path(named).resolve()
+    if not header.is_file() or "SK_FOR_EACH_MORE_CELL" not in header.read_text():
+        raise SystemExit(f"SEQKERNELS_CELLS={named} is no header with SK_FOR_EACH_MORE_CELL")
+    return [f"'-DSK_MORE_CELLS=\"{header}\"'"]
+
+
 def build_folder(cuda):
     """One folder per interpreter and options: no object of one enters the library of another."""
     tag = f"{sysconfig.get_config_var('SOABI')}-{'cuda' if cuda else 'cpu'}"
-    return ROOT / "build" / (tag + "-spin" * bool(spin_limit()))
+    return ROOT / "build" / (tag + "-cells" * bool(more_cells()) + "-spin" * bool(spin_limit()))
 
 
 def command_line(words):
@@ -191,7 +204,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
     host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     # torch's checks put the source's name into their messages: without the folder it was built in.
     host += [f"-fmacro-prefix-map={ROOT}/="]
-    host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *spin_limit()]
+    host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *more_cells(), *spin_limit()]
     host += [f"-isystem {torch_dir / 'include'}", f"-isystem {pybind11.get_include()}"]
     host += [f"-isystem {sysconfig.get_paths()['include']}"]
     if cuda:
@@ -221,7 +234,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
                 codes = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
                 gencode.append(f"'-gencode=arch=compute_{name},code={codes}'")
             nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
-            nvcc += ["--threads=2", "--compress-mode=size", *gencode, *spin_limit()]
+            nvcc += ["--threads=2", "--compress-mode=size", *gencode, *more_cells(), *spin_limit()]
             ninja.rule(
                 "nvcc",
                 command=f"{cuda / 'bin' / 'nvcc'} {' '.join([*includes, *nvcc])} -MMD -MF $out.d "

@@ -21,14 +21,9 @@ using namespace seqkernels;
 namespace {
 
 Cell cell_named(const std::string& name) {
-  static const std::map<std::string, Cell> cells = {
-#define SK_ENTRY(Type, name) {#name, Cell::k##Type},
-      SK_FOR_EACH_CELL(SK_ENTRY)
-#undef SK_ENTRY
-  };
-  const auto found = cells.find(name);
-  if (found == cells.end()) throw py::value_error("unknown cell " + name);
-  return found->second;
+  for (const CellFacts& f : kFacts)
+    if (name == f.name) return static_cast<Cell>(&f - kFacts);
+  throw py::value_error("unknown cell " + name);
 }
 Math math_named(const std::string& name) {
   static const std::map<std::string, Math> maths = {{"float16", Math::kHalf},
@@ -38,6 +33,41 @@ Math math_named(const std::string& name) {
   const auto found = maths.find(name);
   if (found == maths.end()) throw py::value_error("no persistent kernel for " + name);
   return found->second;
+}
+
+// Members of a set below `count`.
+py::tuple members(unsigned set, int count) {
+  py::list found;
+  for (int k = 0; k < count; ++k)
+    if (in_set(set, k)) found.append(k);
+  return py::tuple(found);
+}
+
+// What every cell declares, in the words of seqkernels/cells.py.
+py::list cells() {
+  py::list result;
+  for (const CellFacts& f : kFacts) {
+    py::list stages;
+    for (int s = 0; s < f.stages; ++s) {
+      const Stage& stage = f.stage[s];
+      stages.append(py::make_tuple(stage.first_gate, stage.gates, members(stage.grads, f.gates),
+                                   members(stage.saves, f.saved)));
+    }
+    py::dict cell;
+    cell["name"] = f.name;
+    cell["gates"] = f.gates;
+    cell["states"] = f.states;
+    cell["saved"] = f.saved;
+    cell["parameters"] = f.parameters;
+    cell["stages"] = py::tuple(stages);
+    cell["kept"] = members(f.kept, f.saved);
+    cell["uses_h"] = f.uses_h;
+    cell["reads_state"] = members(f.reads_state, f.states);
+    cell["reads_new_state"] = members(f.reads_new_state, f.states);
+    cell["separate"] = members(f.separate, f.gates);
+    result.append(cell);
+  }
+  return result;
 }
 
 // Everything a plan says, and `refusal`, empty where there is a plan.
@@ -183,6 +213,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cpu_is_intel") = false;
 #endif
   m.attr("compiler") = __VERSION__;
+  m.def("cells", &cells, "What every cell declares, by the attributes of CellSpec.");
   // Defaults: an H100.
   m.def("plan", &plan, "How the persistent kernels would cut up a shape; pure host code.",
         py::arg("cell"), py::arg("math"), py::arg("backward"), py::arg("batch"),

@@ -1,18 +1,20 @@
 // Operator schemas, one set for every cell. Each backend registers its own implementation.
 //
-// Shapes, with G gates and K saved values of the cell (cells.h):
+// Shapes, with G gates, S states, P parameters and K saved values of the cell (cells/contract.h):
 //   gates_x     [T, N, G*H]: weight_ih x + bias_ih at every step; packed: [sum(batch_sizes), G*H]
-//   weight_hh   [G*H, H], bias_hh [G*H]
-//   h_0, c_0    [N, H]; c_0 for LSTM only
+//   weight_hh   [G*H, H]
+//   bias_hh     [(G + P)*H]: the biases and behind them the parameters, which the backward reads
+//   h_0         [N, H]; c_0 [N, (S - 1)*H]: the other states side by side
 //   lengths     [N] int64 on gates_x's device: a row past its end keeps its state and gives zeros
 //   batch_sizes [T] int64 on the CPU, falling: the input is packed (rows sorted by length)
 //   reset       [T, N] bool: the state is zeroed before that step is computed, in the order of the
 //               run: a reverse one comes to it from the step after
 //   reverse     steps are taken from a row's last to its first; results stay at their own step
 //   save        write c_sequence and saved, as the backward needs them; otherwise both are empty
-//   output, c_sequence [T, N, H] or packed; saved [T, N, K*H] or packed
-//   h_n, c_n    [N, H]; what a cell does not have is a tensor of no elements
-//   grad_gates_h is empty where it equals grad_gates_x; for gru it is its n columns, [T, N, H]
+//   output [T, N, H], c_sequence [T, N, (S - 1)*H], saved [T, N, K*H], or packed
+//   h_n [N, H], c_n [N, (S - 1)*H]; what a cell does not have is a tensor of no elements
+//   grad_gates_h holds the gradients of the separate gates (for gru, n) and of the parameters,
+//               [T, N, their number * H]
 //
 // rows_product, on the CPU in float32 and float64: the gradient of a weight from gate gradients
 // side by side, each [R, M], and inputs one on another, together [R, K]: [sum of M, K].
@@ -29,7 +31,8 @@
 // Their backward is given gradients of the last layer's sequences, [T, N, H], and of all states.
 #include <torch/csrc/stable/library.h>
 
-#include "cells.h"
+#include "cells/all.h"
+#include "library.h"
 
 #define SK_SEQUENCE                                                                                \
   "(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor? lengths, " \
@@ -76,7 +79,8 @@
   "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h, " \
   "Tensor? c, bool save) -> (Tensor new_h, Tensor new_c, Tensor saved)"
 
-STABLE_TORCH_LIBRARY(seqkernels, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) {
+  using namespace seqkernels;
 #define SK_DEFINE(Type, name)                                            \
   m.def(#name "_sequence" SK_SEQUENCE);                                  \
   m.def(#name "_sequence_backward" SK_SEQUENCE_BACKWARD);                \
@@ -86,18 +90,13 @@ STABLE_TORCH_LIBRARY(seqkernels, m) {
   m.def(#name "_directions_persistent" SK_DIRECTIONS);                   \
   m.def(#name "_directions_persistent_backward" SK_DIRECTIONS_BACKWARD); \
   m.def(#name "_layers_persistent" SK_LAYERS);                           \
-  m.def(#name "_layers_persistent_backward" SK_LAYERS_BACKWARD);
+  m.def(#name "_layers_persistent_backward" SK_LAYERS_BACKWARD);         \
+  if constexpr (kPointwise<Type>) {                                      \
+    m.def(#name "_cell" SK_CELL);                                        \
+    m.def(#name "_cell_backward" SK_CELL_BACKWARD);                      \
+    m.def(#name "_step" SK_STEP);                                        \
+  }
   SK_FOR_EACH_CELL(SK_DEFINE)
 #undef SK_DEFINE
   m.def("rows_product(Tensor[] grads, Tensor[] x) -> Tensor");
-  // gru_reset_before has a product inside its step, so it has no pointwise op.
-#define SK_DEFINE(name)                           \
-  m.def(#name "_cell" SK_CELL);                   \
-  m.def(#name "_cell_backward" SK_CELL_BACKWARD); \
-  m.def(#name "_step" SK_STEP);
-  SK_DEFINE(lstm)
-  SK_DEFINE(gru)
-  SK_DEFINE(rnn_tanh)
-  SK_DEFINE(rnn_relu)
-#undef SK_DEFINE
 }

@@ -37,6 +37,7 @@ class CellSpec:
         stages: products of a step; by default one with all gates. That of the first reads h, that
             of a later one what the stage before gives it.
         kept: saved values that a later stage of the same step reads.
+        uses_h: h enters the step beside its products too.
         reads_state, reads_new_state: states that the backward reads, before and after the step.
         separate: gates whose gradient on the recurrent side is not that of the input side.
         operand: of a cell with two stages: what the product of the second read, from the saved
@@ -50,6 +51,7 @@ class CellSpec:
     parameters: int = 0
     stages: tuple[Stage, ...] = ()
     kept: tuple[int, ...] = ()
+    uses_h: bool = True
     reads_state: tuple[int, ...] = ()
     reads_new_state: tuple[int, ...] = ()
     separate: tuple[int, ...] = ()
@@ -74,7 +76,15 @@ class CellSpec:
 CELLS: dict[str, CellSpec] = {
     spec.name: spec
     for spec in (
-        CellSpec("lstm", gates=4, states=2, saved=4, reads_state=(1,), reads_new_state=(1,)),
+        CellSpec(
+            "lstm",
+            gates=4,
+            states=2,
+            saved=4,
+            uses_h=False,
+            reads_state=(1,),
+            reads_new_state=(1,),
+        ),
         CellSpec("gru", gates=3, states=1, saved=4, reads_state=(0,), separate=(2,)),
         CellSpec(
             "gru_reset_before",
@@ -86,7 +96,19 @@ CELLS: dict[str, CellSpec] = {
             reads_state=(0,),
             operand=lambda saved, h: saved[0] * h,
         ),
-        CellSpec("rnn_tanh", gates=1, states=1, reads_new_state=(0,)),
-        CellSpec("rnn_relu", gates=1, states=1, reads_new_state=(0,)),
+        CellSpec("rnn_tanh", gates=1, states=1, uses_h=False, reads_new_state=(0,)),
+        CellSpec("rnn_relu", gates=1, states=1, uses_h=False, reads_new_state=(0,)),
     )
 }
+
+
+def add_compiled(declared: Sequence[dict]) -> None:
+    """Add cells that the extension was compiled with beside the package's own.
+
+    Args:
+        declared: of every cell its attributes, a stage as a tuple.
+    """
+    for cell in declared:
+        if cell["name"] not in CELLS:
+            stages = tuple(Stage(*stage) for stage in cell["stages"])
+            CELLS[cell["name"]] = CellSpec(**cell | {"stages": stages})

@@ -220,14 +220,14 @@ def _run_op(call: _Call, spec: CellSpec) -> DecodeResult:
         biases_hh if bias else [],
         *call.projection,
         call.state[0],
-        call.state[1] if spec.states == 2 else None,
+        call.state[1] if spec.states > 1 else None,
         call.start,
         call.max_length,
         call.eos,
         call.pad,
         call.scores,
     )
-    state = (h_n, c_n) if spec.states == 2 else (h_n,)
+    state = (h_n, c_n) if spec.states > 1 else (h_n,)
     return DecodeResult(tokens, lengths, log_probs if call.scores else None, state)
 
 
@@ -246,8 +246,8 @@ def _run_steps(call: _Call, spec: CellSpec) -> DecodeResult:
         x = F.embedding(token, call.embedding)
         for number, weights in enumerate(call.layers):
             state = states[number]
-            new = _STEPS[call.cell](x, state if spec.states == 2 else state[0], *weights)
-            states[number] = list(new) if spec.states == 2 else [new]
+            new = _STEPS[call.cell](x, state if spec.states > 1 else state[0], *weights)
+            states[number] = list(new) if spec.states > 1 else [new]
             x = states[number][0]
             for kept, value in zip(final, states[number], strict=True):
                 kept[number] = torch.where(alive[:, None], value, kept[number])

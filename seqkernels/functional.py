@@ -140,7 +140,7 @@ def _sequence(chosen, call, x, state, weights, layout):
         arguments.check_lengths(layout[0], call.steps)  # the kernels' ops do so themselves
         results = reference_sequence(spec, gates_x, weight_hh, bias_hh, state, *layout)
         return *results[:2], results[2] if call.c_sequence else None
-    h_0, c_0 = state if spec.states == 2 else (state[0], None)
+    h_0, c_0 = state if spec.states > 1 else (state[0], None)
     layout = (*layout, training or call.c_sequence)
     if training:
         compiling = torch.compiler.is_compiling() or modes.captured()
@@ -228,9 +228,7 @@ def joined(
     )
     if reset is not None and not stacked:
         reset = torch.stack((reset, _before_reverse_steps(reset, lengths)))
-    inputs = Inputs(
-        x, state[0], state[1] if spec.states == 2 else None, lengths, batch_sizes, reset
-    )
+    inputs = Inputs(x, state[0], state[1] if spec.states > 1 else None, lengths, batch_sizes, reset)
     found = Weights(ih, hh, bias_ih, bias_hh)
     return dispatch.again_if_refused(
         lambda: _joined(dispatch.join(call, backend), call, inputs, found)

@@ -250,7 +250,7 @@ def _recurrence(
         _stacked([_in_order(order, w.hh, size) for w in weights]),
         _biases(order, weights, size, dtype),
         h_0,
-    ] + ([c_0] if spec.states == 2 else [])
+    ] + ([c_0] if spec.states > 1 else [])
     # ONNX has them for bfloat16 since opset 22 alone; ours compute in float32 as well.
     half = dtype == ir.DataType.BFLOAT16
     if half:

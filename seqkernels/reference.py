@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import CELLS
+from .cells import CELLS, CellSpec
 
 State = tuple[Tensor, ...]  # h and the cell's other states, each [N, H]
 
@@ -92,6 +92,16 @@ def step(
     return STEPS[name](gates_x, gates_h, state, parameters.chunk(spec.parameters))
 
 
+def split_state(spec: CellSpec, h: Tensor, c: Tensor | None) -> State:
+    """The states of a cell, each [..., H], from h and the others side by side, as in ops."""
+    return (h,) if c is None else (h, *c.chunk(spec.states - 1, -1))
+
+
+def others(state: Sequence[Tensor]) -> Tensor | None:
+    """The states beside h, side by side; None where there are none."""
+    return torch.cat(tuple(state[1:]), -1) if len(state) > 1 else None
+
+
 def sequence(
     name: str,
     gates_x: Tensor,
@@ -123,10 +133,9 @@ def sequence(
     steps = range(gates_x.shape[0])
     if not steps:
         nothing = gates_x.new_empty(0, *state[0].shape)
-        others = [nothing] * (len(state) - 1)
-        return nothing, state, torch.cat(others, -1) if others else None
+        return nothing, state, others([nothing] * len(state))
     outputs: list[Tensor] = []
-    c_outputs: list[Tensor] = []
+    c_outputs: list[Tensor | None] = []
     for t in reversed(steps) if reverse else steps:
         old_state = state
         if reset is not None:
@@ -143,7 +152,7 @@ def sequence(
             emitted = tuple(torch.where(alive, s, torch.zeros_like(s)) for s in new_state)
         state = new_state
         outputs.append(emitted[0])
-        c_outputs.append(torch.cat(emitted[1:], -1) if len(emitted) > 1 else emitted[0])
+        c_outputs.append(others(emitted))
     if reverse:
         outputs.reverse()
         c_outputs.reverse()

@@ -152,7 +152,7 @@ def cell(
         gates_x, state = gates_x.to(wide), [s.to(wide) for s in given]
     if chosen.suffix is None or not spec.pointwise:
         return reference.step(cell, gates_x, weight_hh, bias_hh, tuple(state))
-    h, c = state if spec.states == 2 else (state[0], None)
+    h, c = state if spec.states > 1 else (state[0], None)
     if wide is None:
         gates_h = F.linear(h, weight_hh, bias_hh)
     suffix = "_triton" if chosen.name == "triton" else ""

@@ -14,7 +14,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The package `bench` before the folder tests/bench; then tests/tolerance.py, tests/gpu.py and
 # tests/emulator/emulator.py, from every folder.
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = map(str, (TESTS.parent, TESTS, TESTS / "emulator", TESTS / "cuda"))
+sys.path[:0] = map(
+    str, (TESTS.parent, *(TESTS / name for name in (".", "emulator", "cuda", "cells")))
+)
 
 import pytest  # noqa: E402
 import tiers  # noqa: E402

@@ -10,7 +10,7 @@ from tolerance import about, assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import reference_sequence, split_state
+from seqkernels.ops.sequence import reference_sequence
 from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
 
@@ -137,7 +137,7 @@ def layers_expected(cell, inputs, layout, dtype, tf32=False):
             if i:
                 projected = reference.F.linear(outputs[-1], weight_ih[i - 1])
                 projected = projected + bias_ih[i - 1] if bias_ih else projected
-            state = split_state(spec, h_0[i], None if c_0 is None else c_0[i])
+            state = reference.split_state(spec, h_0[i], None if c_0 is None else c_0[i])
             output, final, c_sequence = reference_sequence(
                 spec, projected, weight, bias_hh[i] if bias_hh else None, state, *layout, False
             )
@@ -146,7 +146,7 @@ def layers_expected(cell, inputs, layout, dtype, tf32=False):
             c_sequences.append(c_sequence)
     found = {"output": torch.stack(outputs), "h_n": torch.stack([f[0] for f in finals])}
     if c_0 is not None:
-        found["c_n"] = torch.stack([torch.cat(f[1:], -1) for f in finals])
+        found["c_n"] = torch.stack([reference.others(f) for f in finals])
         found["c_sequence"] = torch.stack(c_sequences)
     grads = layer_grads(found, inputs[0].dtype)
     ends = [outputs[-1], found["h_n"], found.get("c_n"), c_sequences[-1]]

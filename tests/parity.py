@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import reference_sequence, split_state
+from seqkernels.ops.sequence import reference_sequence
 from seqkernels.ops.weights import bias_grads, weight_hh_grad
 
 MATHS = {
@@ -148,10 +148,9 @@ def expected(cell: str, values, layout, dtype: torch.dtype, tf32: bool = False):
     gates_x, weight_hh, bias_hh, h_0, c_0 = leaves
     with tf32_products() if tf32 else contextlib.nullcontext():
         output, final, c_sequence = reference_sequence(
-            spec, gates_x, weight_hh, bias_hh, split_state(spec, h_0, c_0), *layout
+            spec, gates_x, weight_hh, bias_hh, reference.split_state(spec, h_0, c_0), *layout
         )
-    c_n = None if c_0 is None else torch.cat(final[1:], -1)
-    results = [output, final[0], c_n, c_sequence]
+    results = [output, final[0], reference.others(final), c_sequence]
     pairs = [
         (r, g.to(values[0].dtype).to(dtype))
         for r, g in zip(results, grads_like(results), strict=True)

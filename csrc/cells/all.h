@@ -58,15 +58,20 @@ constexpr int kMaxStages = 2;
 // A cell's declaration as values.
 struct CellFacts {
   const char* name;
-  int gates, states, saved, parameters, stages, separate_columns;
+  int gates, states, saved, parameters, stages;
+  bool uses_h;
+  unsigned kept, reads_state, reads_new_state, separate;
   Stage stage[kMaxStages];
 };
 
 template <typename C>
 constexpr CellFacts make_facts(const char* name) {
   static_assert(kStageCount<C> <= kMaxStages, "a step has at most two products");
-  CellFacts facts{name,           C::kGates,      C::kStates,          C::kSaved,
-                  C::kParameters, kStageCount<C>, kSeparateColumns<C>, {}};
+  static_assert(kStageCount<C> == 1 || C::kParameters == 0,
+                "a cell with several stages has no parameters");
+  CellFacts facts{name,           C::kGates,         C::kStates,   C::kSaved,
+                  C::kParameters, kStageCount<C>,    C::kUsesH,    C::kKept,
+                  C::kReadsState, C::kReadsNewState, C::kSeparate, {}};
   for (int s = 0; s < kStageCount<C>; ++s) facts.stage[s] = C::kStages[s];
   return facts;
 }

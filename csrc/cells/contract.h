@@ -57,6 +57,8 @@ struct CellDefaults {
   static constexpr Stage kStages[] = {{0, gates, ~0u, ~0u}};
   // Saved values that a later stage of the same step reads.
   static constexpr unsigned kKept = 0;
+  // Whether h enters the step beside its products too.
+  static constexpr bool kUsesH = true;
   // States that the backward reads: before the step, and after it.
   static constexpr unsigned kReadsState = 0, kReadsNewState = 0;
   // Gates whose gradient on the recurrent side, grad_gates_h, is not that of the input side.

@@ -7,6 +7,7 @@ namespace seqkernels {
 
 struct Lstm : CellDefaults<4, 2> {
   static constexpr int kSaved = 4;
+  static constexpr bool kUsesH = false;
   static constexpr unsigned kReadsState = set_of(1), kReadsNewState = set_of(1);
 
   template <int kStage, typename T>

@@ -6,6 +6,7 @@ namespace seqkernels {
 
 // nonlinearity="tanh".
 struct RnnTanh : CellDefaults<1, 1> {
+  static constexpr bool kUsesH = false;
   static constexpr unsigned kReadsNewState = set_of(0);
 
   template <int kStage, typename T>
@@ -21,6 +22,7 @@ struct RnnTanh : CellDefaults<1, 1> {
 
 // nonlinearity="relu".
 struct RnnRelu : CellDefaults<1, 1> {
+  static constexpr bool kUsesH = false;
   static constexpr unsigned kReadsNewState = set_of(0);
 
   template <int kStage, typename T>

@@ -15,27 +15,29 @@ template <typename C, typename S>
 struct BackwardKernel {
   using T = Compute<S>;
   using V = Vec<T>;
-  static constexpr bool kBefore = IsResetBefore<C>::value;
-  static constexpr int kGates = C::kGates, kLanes = V::kLanes, kStages = kBefore ? 2 : 1;
-  static constexpr int kVectors = 2;
+  static constexpr int kGates = C::kGates, kOthers = kOtherStates<C>, kStages = kStageCount<C>;
+  static constexpr int kLanes = V::kLanes, kVectors = 2;
   static constexpr int64_t kUnits = kVectors * kLanes;
-  // Gates whose gradients reach h through the product between two steps.
-  static constexpr int kCarried = kBefore ? 2 : kGates;
+  // What flows back from a step to the one before it: the gates of the first product.
+  static constexpr Stage kFirst = C::kStages[0];
+  static constexpr int kSeparate = kSeparateColumns<C>;
 
   static int64_t panels(const Steps& s) { return (s.hidden + kUnits - 1) / kUnits; }
-  // Rows `kGate` * H on of weight_hh: [gates * H, kUnits].
-  template <int kStageGates, int kGate>
+  // The rows of weight_hh that belong to a stage: [gates * H, kUnits].
+  template <int kStage>
   static const T* panel(const Backward& b, int64_t p) {
+    constexpr Stage kThis = C::kStages[kStage];
     return static_cast<const T*>(b.packed) +
-           (panels(b) * kGate + p * kStageGates) * kUnits * b.hidden;
+           (panels(b) * kThis.first_gate + p * kThis.gates) * kUnits * b.hidden;
   }
 
-  template <int kStageGates, int kGate>
+  template <int kStage>
   static void pack_panel(const Backward& b, int64_t p) {
+    constexpr Stage kThis = C::kStages[kStage];
     const int64_t H = b.hidden, j = p * kUnits;
-    const S* from = static_cast<const S*>(b.weight_hh) + kGate * H * H + j;
-    T* to = const_cast<T*>(panel<kStageGates, kGate>(b, p));
-    for (int64_t k = 0; k < kStageGates * H; ++k, from += H, to += kUnits)
+    const S* from = static_cast<const S*>(b.weight_hh) + kThis.first_gate * H * H + j;
+    T* to = const_cast<T*>(panel<kStage>(b, p));
+    for (int64_t k = 0; k < kThis.gates * H; ++k, from += H, to += kUnits)
       for (int v = 0; v < kVectors; ++v) {
         const int64_t n = H - j - v * kLanes;
         V x(T(0));
@@ -49,8 +51,9 @@ struct BackwardKernel {
 
   static void pack(const Backward& b, int64_t p0, int64_t p1) {
     for (int64_t p = p0; p < p1; ++p) {
-      pack_panel<kCarried, 0>(b, p);
-      if constexpr (kBefore) pack_panel<1, 2>(b, p);
+      pack_panel<0>(b, p);
+      if constexpr (kStages > 1) pack_panel<1>(b, p);
+      pack_parameters<C, S, kUnits>(b, 0, p);
     }
   }
 
@@ -63,12 +66,12 @@ struct BackwardKernel {
         convert(h, h_n + at, j0, j1);
       else
         zero(h, j0, j1);
-      if constexpr (C::kStates == 2) {
-        T* c = static_cast<T*>(g.grad_c) + to;
+      for (int s = 0; s < kOthers; ++s) {
+        T* other = static_cast<T*>(g.grad_others) + (r * kOthers + s) * b.stride;
         if (c_n)
-          convert(c, c_n + at, j0, j1);
+          convert(other, c_n + (g.row[r] * kOthers + s) * b.hidden, j0, j1);
         else
-          zero(c, j0, j1);
+          zero(other, j0, j1);
       }
       for (void* buffer : g.grad_gates)
         for (int gate = 0; gate < kGates; ++gate)
@@ -76,108 +79,113 @@ struct BackwardKernel {
     }
   }
 
-  // The state a step began with: its h or c sequence one step earlier, the initial state, or zero.
+  // State number s before the step of row r, from unit j on.
   template <bool kFull>
-  SK_ALWAYS static V before(const Backward& b, const Moment& m, int64_t row, int64_t length,
-                            const void* sequence, const void* initial, int64_t j, int64_t n) {
+  SK_ALWAYS static V before(const Backward& b, const Moment& m, int64_t row, int64_t length, int s,
+                            int64_t j, int64_t n) {
     if (is_reset(b, m.t, row)) return V(T(0));
-    if (!Moment::exists(m.before, length))
-      return load<kFull>(static_cast<const S*>(initial) + row * b.hidden + j, n);
-    return load<kFull>(
-        static_cast<const S*>(sequence) + (b.first_row[m.before] + row) * b.hidden + j, n);
+    const bool begins = !Moment::exists(m.before, length);
+    const int64_t at = begins ? row : b.first_row[m.before] + row;
+    const void* from = s == 0 ? begins ? b.h_0 : b.output : begins ? b.c_0 : b.c_sequence;
+    return load<kFull>(static_cast<const S*>(from) + place(b, at, s) + j, n);
+  }
+  // Where state number s of a row begins in the caller's tensors.
+  SK_ALWAYS static int64_t place(const Steps& b, int64_t row, int s) {
+    return (s == 0 ? row : row * kOthers + s - 1) * b.hidden;
   }
 
-  // The cell's backward on one row and one vector of units.
-  template <bool kFull, int kStage>
+  // The cell's backward on one row and one vector of units. Phases run the stages from the last to
+  // the first: the first phase is given the gradient of the new state, the other that of the
+  // operand.
+  template <bool kFull, int kPhase>
   SK_ALWAYS static void units(const Backward& b, const Group& g, const Moment& m, int64_t next,
-                              int64_t r, int64_t j, int64_t n, const T* sums) {
+                              int64_t r, int64_t j, int64_t n, const T* sums, const T* parameters) {
+    constexpr int kStage = kStages - 1 - kPhase;
+    constexpr Stage kThis = C::kStages[kStage];
     const int64_t H = b.hidden, row = g.row[r], at = b.first_row[m.t] + row;
     const bool stop = is_reset(b, m.t, row);
     S* grad_x = static_cast<S*>(b.grad_gates_x) + at * kGates * H + j;
     T* grad_gates = static_cast<T*>(g.grad_gates[next]) + r * b.gates_stride + j;
-    T* carry = static_cast<T*>(g.grad_h) + r * b.stride + j;
-    const auto keep = [&](int gate, V x) {
-      store<kFull>(grad_gates + gate * H, stop ? V(T(0)) : x, n);
+    const auto carry = [&](int s) {
+      return s == 0 ? static_cast<T*>(g.grad_h) + r * b.stride + j
+                    : static_cast<T*>(g.grad_others) + (r * kOthers + s - 1) * b.stride + j;
     };
-    V saved[C::kSaved > 0 ? C::kSaved : 1], grads[kGates], grad_prev_h;
-    if constexpr (C::kSaved > 0) {
-      const S* from = static_cast<const S*>(b.saved) + at * C::kSaved * H + j;
-#pragma GCC unroll 4
-      for (int k = 0; k < C::kSaved; ++k) saved[k] = load<kFull>(from + k * H, n);
-    }
-    const V h = before<kFull>(b, m, row, g.length[r], b.output, b.h_0, j, n);
-    V grad_h = load(sums);
-    if constexpr (kStage == 0) {
-      grad_h = grad_h + load(static_cast<const T*>(carry));
-      if (b.grad_output)
-        grad_h = grad_h + load<kFull>(static_cast<const S*>(b.grad_output) + at * H + j, n);
-    }
-    if constexpr (kBefore && kStage == 0) {
-      C::update_backward(saved, h, grad_h, grads, &grad_prev_h);
-      for (int gate = 1; gate < 3; ++gate) {
-        store<kFull>(grad_x + gate * H, grads[gate], n);
-        keep(gate, grads[gate]);
+    StepGrad<C, V> v;
+#pragma GCC unroll 8
+    for (int k = 0; k < C::kSaved; ++k)
+      v.saved[k] = load<kFull>(static_cast<const S*>(b.saved) + (at * C::kSaved + k) * H + j, n);
+#pragma GCC unroll 8
+    for (int k = 0; k < C::kParameters; ++k) v.parameter[k] = load(parameters + k * kUnits);
+#pragma GCC unroll 8
+    for (int s = 0; s < C::kStates; ++s) {
+      if (in_set(C::kReadsState, s)) v.state[s] = before<kFull>(b, m, row, g.length[r], s, j, n);
+      if (in_set(C::kReadsNewState, s))
+        v.new_state[s] = load<kFull>(
+            static_cast<const S*>(s == 0 ? b.output : b.c_sequence) + place(b, at, s) + j, n);
+      const V carried = load(static_cast<const T*>(carry(s)));
+      if constexpr (kPhase == 0) {
+        const void* given = s == 0 ? b.grad_output : b.grad_c_sequence;
+        V grad = s == 0 ? load(sums) + carried : carried;
+        if (given) grad = grad + load<kFull>(static_cast<const S*>(given) + place(b, at, s) + j, n);
+        v.grad_new_state[s] = grad;
+      } else {
+        v.grad_state[s] = carried;
       }
-    } else if constexpr (kBefore) {
-      grad_prev_h = load(static_cast<const T*>(carry));
-      C::reset_backward(saved, h, grad_h, grads, &grad_prev_h);
-      store<kFull>(grad_x, grads[0], n);
-      keep(0, grads[0]);
-    } else {
-      V new_h = h, c = h, new_c = h, grad_c(T(0)), grad_hn, grad_prev_c;
-      if constexpr (C::kSaved == 0)
-        new_h = load<kFull>(static_cast<const S*>(b.output) + at * H + j, n);
-      if constexpr (C::kStates == 2) {
-        c = before<kFull>(b, m, row, g.length[r], b.c_sequence, b.c_0, j, n);
-        new_c = load<kFull>(static_cast<const S*>(b.c_sequence) + at * H + j, n);
-        grad_c = load(static_cast<const T*>(g.grad_c) + r * b.stride + j);
-        if (b.grad_c_sequence)
-          grad_c = grad_c + load<kFull>(static_cast<const S*>(b.grad_c_sequence) + at * H + j, n);
-      }
-      C::backward(saved, h, c, new_h, new_c, grad_h, grad_c, grads, &grad_hn, &grad_prev_h,
-                  &grad_prev_c);
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        store<kFull>(grad_x + gate * H, grads[gate], n);
-        if constexpr (C::kHidden == 0) {
-          keep(gate, grads[gate]);
-        } else {
-          keep(gate, gate == 2 ? grad_hn : grads[gate]);
-        }
-      }
-      if constexpr (C::kHidden > 0)
-        store<kFull>(static_cast<S*>(b.grad_gates_h) + at * H + j, grad_hn, n);
-      if constexpr (C::kStates == 2)
-        store(static_cast<T*>(g.grad_c) + r * b.stride + j, stop ? V(T(0)) : grad_prev_c);
     }
-    store(carry, stop ? V(T(0)) : grad_prev_h);
+    if constexpr (kPhase > 0) v.grad_operand = load(sums);
+    C::template backward<kStage>(v);
+#pragma GCC unroll 8
+    for (int gate = 0; gate < kGates; ++gate) {
+      if (!in_set(kThis.grads, gate)) continue;
+      store<kFull>(grad_x + gate * H, v.grad_gates_x[gate], n);
+      // Only the first product reaches back across a reset.
+      const bool leaves = gate >= kFirst.first_gate && gate < kFirst.first_gate + kFirst.gates;
+      store<kFull>(grad_gates + gate * H, leaves && stop ? V(T(0)) : v.through(gate), n);
+    }
+    if constexpr (kSeparate > 0) {
+      S* to = static_cast<S*>(b.grad_gates_h) + at * kSeparate * H + j;
+#pragma GCC unroll 8
+      for (int gate = 0; gate < kGates; ++gate)
+        if (in_set(C::kSeparate & kThis.grads, gate))
+          store<kFull>(to + place_in_set(C::kSeparate, gate) * H, v.grad_gates_h[gate], n);
+#pragma GCC unroll 8
+      for (int k = 0; k < C::kParameters; ++k)
+        store<kFull>(to + (size_of_set(C::kSeparate) + k) * H, v.grad_parameter[k], n);
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < C::kStates; ++s) store(carry(s), stop ? V(T(0)) : v.grad_state[s]);
   }
 
-  template <int kStage>
+  template <int kPhase>
   static void step(const Backward& b, const Group& g, int64_t number, int64_t p0, int64_t p1) {
-    constexpr int kStageGates = kStage == 0 ? kCarried : 1, kGate = kStage == 0 ? 0 : 2;
+    // The product that completes the gradient which this phase is given.
+    constexpr int kStage = kPhase == 0 ? 0 : kStages - kPhase;
+    constexpr Stage kThis = C::kStages[kStage];
     alignas(64) T sums[kBlockRows * kUnits];
     const Moment m(b, b.steps - 1 - number);
     const int64_t active = g.active[m.t], next = (number + 1) & 1;
-    // The first stage reads what the later step left, the second what the first has just written.
-    const T* from = static_cast<const T*>(g.grad_gates[kStage == 0 ? next ^ 1 : next]);
+    // The first phase reads what the later step left, the second what the first has just written.
+    const T* from = static_cast<const T*>(g.grad_gates[kPhase == 0 ? next ^ 1 : next]);
     for (int64_t p = p0; p < p1; ++p) {
-      const T* weights = panel<kStageGates, kGate>(b, p);
+      const T* weights = panel<kStage>(b, p);
+      const T* parameters = static_cast<const T*>(b.packed_bias) + p * C::kParameters * kUnits;
       for (int64_t first = 0; first < active; first += kBlockRows) {
         const int64_t rows = active - first < kBlockRows ? active - first : kBlockRows;
-        if (kStage == 0 && number == 0)
+        if (kPhase == 0 && number == 0)
           std::memset(sums, 0, rows * kUnits * sizeof(T));
         else
-          product<T, kVectors>(from + first * b.gates_stride + kGate * b.hidden, b.gates_stride,
-                               rows, weights, kStageGates * b.hidden, sums);
+          product<T, kVectors>(from + first * b.gates_stride + kThis.first_gate * b.hidden,
+                               b.gates_stride, rows, weights, kThis.gates * b.hidden, sums);
         for (int v = 0; v < kVectors; ++v) {
           const int64_t j = p * kUnits + v * kLanes, n = b.hidden - j;
           if (n >= kLanes)
             for (int64_t r = 0; r < rows; ++r)
-              units<true, kStage>(b, g, m, next, first + r, j, n, sums + r * kUnits + v * kLanes);
+              units<true, kPhase>(b, g, m, next, first + r, j, n, sums + r * kUnits + v * kLanes,
+                                  parameters + v * kLanes);
           else if (n > 0)
             for (int64_t r = 0; r < rows; ++r)
-              units<false, kStage>(b, g, m, next, first + r, j, n, sums + r * kUnits + v * kLanes);
+              units<false, kPhase>(b, g, m, next, first + r, j, n, sums + r * kUnits + v * kLanes,
+                                   parameters + v * kLanes);
         }
       }
     }
@@ -189,7 +197,8 @@ struct BackwardKernel {
       const int64_t at = (b.first_row[t] + g.row[r]) * b.hidden;
       for (int gate = 0; gate < kGates; ++gate)
         zero(static_cast<S*>(b.grad_gates_x) + at * kGates + gate * b.hidden, j0, j1);
-      if (C::kHidden > 0) zero(static_cast<S*>(b.grad_gates_h) + at, j0, j1);
+      for (int column = 0; column < kSeparate; ++column)
+        zero(static_cast<S*>(b.grad_gates_h) + at * kSeparate + column * b.hidden, j0, j1);
     }
   }
 
@@ -198,8 +207,8 @@ struct BackwardKernel {
   static void gather(const Backward& b, const Group& g, int64_t j0, int64_t j1) {
     for (int64_t r = 0; r < g.rows; ++r) {
       if (!b.reverse || (g.length[r] & 1) == (b.steps & 1)) continue;
-      for (int gate = 0; gate < kCarried; ++gate) {
-        const int64_t at = r * b.gates_stride + gate * b.hidden;
+      for (int gate = 0; gate < kFirst.gates; ++gate) {
+        const int64_t at = r * b.gates_stride + (kFirst.first_gate + gate) * b.hidden;
         convert(static_cast<T*>(g.grad_gates[b.steps & 1]) + at,
                 static_cast<const T*>(g.grad_gates[~b.steps & 1]) + at, j0, j1);
       }
@@ -212,8 +221,8 @@ struct BackwardKernel {
     for (int64_t p = p0; p < p1; ++p)
       for (int64_t first = 0; first < g.rows; first += kBlockRows) {
         const int64_t rows = g.rows - first < kBlockRows ? g.rows - first : kBlockRows;
-        product<T, kVectors>(from + first * b.gates_stride, b.gates_stride, rows,
-                             panel<kCarried, 0>(b, p), kCarried * b.hidden, sums);
+        product<T, kVectors>(from + first * b.gates_stride + kFirst.first_gate * b.hidden,
+                             b.gates_stride, rows, panel<0>(b, p), kFirst.gates * b.hidden, sums);
         for (int64_t r = 0; r < rows; ++r)
           for (int v = 0; v < kVectors; ++v) {
             const int64_t j = p * kUnits + v * kLanes, n = b.hidden - j;
@@ -222,9 +231,11 @@ struct BackwardKernel {
             const V grad_h =
                 load(sums + r * kUnits + v * kLanes) + load(static_cast<const T*>(g.grad_h) + own);
             store<false>(static_cast<S*>(b.grad_h_0) + at, grad_h, n < kLanes ? n : kLanes);
-            if constexpr (C::kStates == 2)
-              store<false>(static_cast<S*>(b.grad_c_0) + at,
-                           load(static_cast<const T*>(g.grad_c) + own), n < kLanes ? n : kLanes);
+            for (int s = 1; s < C::kStates; ++s)
+              store<false>(static_cast<S*>(b.grad_c_0) + place(b, g.row[first + r], s) + j,
+                           load(static_cast<const T*>(g.grad_others) +
+                                ((first + r) * kOthers + s - 1) * b.stride + j),
+                           n < kLanes ? n : kLanes);
           }
       }
   }

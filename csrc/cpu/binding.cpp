@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "../library.h"
 #include "allocate.h"
 #include "checks.h"
 #include "kernels.h"
@@ -92,16 +93,12 @@ struct Ops {
   using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
   using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
   using Three = std::tuple<Tensor, Tensor, Tensor>;
-  static constexpr bool kTwo = C::kStates == 2;
+  static constexpr int kOthers = kOtherStates<C>, kSeparate = kSeparateColumns<C>;
+  static constexpr bool kTwo = kOthers > 0;
 
   static const char* name(const char* suffix) {
-    static const char* const names[] = {
-#define SK_NAME(Type, name) #name,
-        SK_FOR_EACH_CELL(SK_NAME)
-#undef SK_NAME
-    };
     thread_local std::string text;
-    text = std::string(names[int(kCell)]) + suffix;
+    text = std::string(facts(kCell).name) + suffix;
     return text.c_str();
   }
 
@@ -142,6 +139,12 @@ struct Ops {
     return made;
   }
 
+  // The biases and, behind them, the parameters.
+  static const void* bias(const char* op, Arguments& a, const Optional& bias_hh, int64_t H) {
+    SK_CHECK(bias_hh || C::kParameters == 0, op, ": bias_hh is missing: it holds the parameters");
+    return a.pointer("bias_hh", bias_hh, {(C::kGates + C::kParameters) * H});
+  }
+
   // What does not depend on where a step finds its gates.
   static Forward forward(const char* op, Arguments& a, const Shape& shape, const Tensor& weight_hh,
                          const Optional& bias_hh, const Tensor& h_0, const Optional& c_0,
@@ -151,9 +154,9 @@ struct Ops {
     Forward f{};
     shape.fill(f, kCell, a.dtype(), reverse);
     f.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
-    f.bias_hh = a.pointer("bias_hh", bias_hh, {C::kGates * H});
+    f.bias_hh = bias(op, a, bias_hh, H);
     f.h_0 = a.pointer("h_0", h_0, {N, H});
-    f.c_0 = a.pointer("c_0", c_0, {N, H});
+    f.c_0 = a.pointer("c_0", c_0, {N, kOthers * H});
     return f;
   }
 
@@ -161,8 +164,9 @@ struct Ops {
   static Five results(Forward& f, const Shape& shape, const Tensor& like, bool save) {
     const int64_t N = shape.layout.batch, H = shape.hidden;
     Tensor output = make(like, with_columns(shape.rows, H)), h_n = make(like, {N, H});
-    Tensor c_n = kTwo ? make(like, {N, H}) : absent(like);
-    Tensor c_sequence = kTwo && save ? make(like, with_columns(shape.rows, H)) : absent(like);
+    Tensor c_n = kTwo ? make(like, {N, kOthers * H}) : absent(like);
+    Tensor c_sequence =
+        kTwo && save ? make(like, with_columns(shape.rows, kOthers * H)) : absent(like);
     Tensor saved =
         C::kSaved > 0 && save ? make(like, with_columns(shape.rows, C::kSaved * H)) : absent(like);
     f.output = output.mutable_data_ptr();
@@ -178,7 +182,7 @@ struct Ops {
     const Layout& layout = shape.layout;
     const Kernels& k = kernels(kCell, f.dtype);
     return layout.steps == 1 && layout.batch <= kFewRows && !layout.lengths &&
-           !layout.batch_sizes && !f.reset && k.few_rows && k.cell;
+           !layout.batch_sizes && !f.reset && products(f.dtype).few_rows && k.cell;
   }
   static void run_one_step(const Forward& f, const Tensor& gates_x, Five& made) {
     auto& [output, h_n, c_n, c_sequence, saved] = made;
@@ -186,18 +190,19 @@ struct Ops {
     const int64_t N = f.batch, H = f.hidden;
     Tensor gates_h = make(gates_x, {N, C::kGates * H});
     void* gates = gates_h.mutable_data_ptr();
-    run_few_rows(k, {N, H, C::kGates * H, f.h_0, f.weight_hh, f.bias_hh, gates});
+    run_few_rows(products(f.dtype), {N, H, C::kGates * H, f.h_0, f.weight_hh, f.bias_hh, gates});
     run_cell(k, {H, f.gates_x, gates, f.h_0, f.c_0, f.output, f.c_n, f.saved}, N);
     std::memcpy(h_n.mutable_data_ptr(), output.const_data_ptr(), N * H * k.compute_size);
     if (f.c_sequence)
-      std::memcpy(c_sequence.mutable_data_ptr(), c_n.const_data_ptr(), N * H * k.compute_size);
+      std::memcpy(c_sequence.mutable_data_ptr(), c_n.const_data_ptr(),
+                  N * kOthers * H * k.compute_size);
   }
 
   static Four sequence_backward(Optional grad_output, Optional grad_h_n, Optional grad_c_n,
-                                Optional grad_c_sequence, Tensor weight_hh, Tensor h_0,
-                                Optional c_0, Tensor output, Tensor c_sequence, Tensor saved,
-                                Optional lengths, Optional batch_sizes, Optional reset,
-                                bool reverse) {
+                                Optional grad_c_sequence, Tensor weight_hh, Optional bias_hh,
+                                Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
+                                Tensor saved, Optional lengths, Optional batch_sizes,
+                                Optional reset, bool reverse) {
     const char* op = name("_sequence_backward");
     Arguments a(op, output);
     const Shape shape(op, a, "output", output, h_0, lengths, batch_sizes, reset);
@@ -207,22 +212,25 @@ struct Ops {
     Backward b{};
     shape.fill(b, kCell, a.dtype(), reverse);
     b.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
+    if (C::kParameters > 0) b.bias_hh = bias(op, a, bias_hh, H);
     b.grad_output = a.pointer("grad_output", grad_output, over_time);
     b.grad_h_n = a.pointer("grad_h_n", grad_h_n, {N, H});
     b.h_0 = a.pointer("h_0", h_0, {N, H});
     b.output = a.pointer("output", output, over_time);
     if (kTwo) {
-      b.grad_c_n = a.pointer("grad_c_n", grad_c_n, {N, H});
-      b.grad_c_sequence = a.pointer("grad_c_sequence", grad_c_sequence, over_time);
-      b.c_0 = a.pointer("c_0", c_0, {N, H});
-      b.c_sequence = a.pointer("c_sequence", c_sequence, over_time);
+      const std::vector<int64_t> others = with_columns(shape.rows, kOthers * H);
+      b.grad_c_n = a.pointer("grad_c_n", grad_c_n, {N, kOthers * H});
+      b.grad_c_sequence = a.pointer("grad_c_sequence", grad_c_sequence, others);
+      b.c_0 = a.pointer("c_0", c_0, {N, kOthers * H});
+      b.c_sequence = a.pointer("c_sequence", c_sequence, others);
     }
     if (C::kSaved > 0) b.saved = a.pointer("saved", saved, with_columns(shape.rows, C::kSaved * H));
 
     Tensor grad_gates_x = make(output, with_columns(shape.rows, C::kGates * H));
     Tensor grad_gates_h =
-        C::kHidden > 0 ? make(output, with_columns(shape.rows, C::kHidden * H)) : absent(output);
-    Tensor grad_h_0 = make(output, {N, H}), grad_c_0 = kTwo ? make(output, {N, H}) : absent(output);
+        kSeparate > 0 ? make(output, with_columns(shape.rows, kSeparate * H)) : absent(output);
+    Tensor grad_h_0 = make(output, {N, H});
+    Tensor grad_c_0 = kTwo ? make(output, {N, kOthers * H}) : absent(output);
     b.grad_gates_x = grad_gates_x.mutable_data_ptr();
     b.grad_gates_h = grad_gates_h.mutable_data_ptr();
     b.grad_h_0 = grad_h_0.mutable_data_ptr();
@@ -242,7 +250,7 @@ struct Ops {
     f.gates_x = a.pointer("gates_x", gates_x, {N, C::kGates * H});
     f.gates_h = a.pointer("gates_h", gates_h, {N, C::kGates * H});
     f.h = a.pointer("h", h, {N, H});
-    f.c = a.pointer("c", c, {N, H});
+    f.c = a.pointer("c", c, {N, kOthers * H});
     return finish_cell(kernels(kCell, a.dtype()), f, gates_x, N, save);
   }
 
@@ -253,24 +261,24 @@ struct Ops {
     SK_CHECK(x.dim() == 2, op, ": expected x of size [N, I], got ", text(sizes_of(x)));
     SK_CHECK(h.dim() == 2, op, ": expected h of size [N, H], got ", text(sizes_of(h)));
     const int64_t N = x.size(0), I = x.size(1), H = h.size(1), rows = C::kGates * H;
-    const Kernels& k = kernels(kCell, a.dtype());
-    SK_CHECK(k.few_rows, op, ": expected float32 or float64 tensors");
+    const Products& p = products(a.dtype());
+    SK_CHECK(p.few_rows, op, ": expected float32 or float64 tensors");
     check_c(op, "c", c);
     CellForward f{};
     f.hidden = H;
     f.h = a.pointer("h", h, {N, H});
-    f.c = a.pointer("c", c, {N, H});
+    f.c = a.pointer("c", c, {N, kOthers * H});
     Tensor gates = make(x, {2, N, rows});
     char* gates_x = static_cast<char*>(gates.mutable_data_ptr());
-    char* gates_h = gates_x + N * rows * k.compute_size;
+    char* gates_h = gates_x + N * rows * p.compute_size;
     run_few_rows(
-        k, {N, I, rows, a.pointer("x", x, {N, I}), a.pointer("weight_ih", weight_ih, {rows, I}),
+        p, {N, I, rows, a.pointer("x", x, {N, I}), a.pointer("weight_ih", weight_ih, {rows, I}),
             a.pointer("bias_ih", bias_ih, {rows}), gates_x});
-    run_few_rows(k, {N, H, rows, f.h, a.pointer("weight_hh", weight_hh, {rows, H}),
+    run_few_rows(p, {N, H, rows, f.h, a.pointer("weight_hh", weight_hh, {rows, H}),
                      a.pointer("bias_hh", bias_hh, {rows}), gates_h});
     f.gates_x = gates_x;
     f.gates_h = gates_h;
-    return finish_cell(k, f, x, N, save);
+    return finish_cell(kernels(kCell, a.dtype()), f, x, N, save);
   }
 
   // Allocate the results of one step and run the cell.
@@ -278,7 +286,7 @@ struct Ops {
                            bool save) {
     const int64_t H = f.hidden;
     const bool keep = C::kSaved > 0 && save;
-    Tensor new_h = make(like, {N, H}), new_c = kTwo ? make(like, {N, H}) : absent(like);
+    Tensor new_h = make(like, {N, H}), new_c = kTwo ? make(like, {N, kOthers * H}) : absent(like);
     Tensor saved = keep ? make(like, {N, C::kSaved * H}) : absent(like);
     f.new_h = new_h.mutable_data_ptr();
     f.new_c = new_c.mutable_data_ptr();
@@ -300,14 +308,14 @@ struct Ops {
     b.h = a.pointer("h", h, {N, H});
     b.new_h = a.pointer("new_h", new_h, {N, H});
     if (kTwo) {
-      b.grad_new_c = a.pointer("grad_new_c", grad_new_c, {N, H});
-      b.c = a.pointer("c", c, {N, H});
-      b.new_c = a.pointer("new_c", new_c, {N, H});
+      b.grad_new_c = a.pointer("grad_new_c", grad_new_c, {N, kOthers * H});
+      b.c = a.pointer("c", c, {N, kOthers * H});
+      b.new_c = a.pointer("new_c", new_c, {N, kOthers * H});
     }
     if (C::kSaved > 0) b.saved = a.pointer("saved", saved, {N, C::kSaved * H});
     Tensor grad_gates_x = make(h, {N, C::kGates * H});
-    Tensor grad_gates_h = C::kHidden > 0 ? make(h, {N, C::kGates * H}) : absent(h);
-    Tensor grad_h = make(h, {N, H}), grad_c = kTwo ? make(h, {N, H}) : absent(h);
+    Tensor grad_gates_h = kSeparate > 0 ? make(h, {N, C::kGates * H}) : absent(h);
+    Tensor grad_h = make(h, {N, H}), grad_c = kTwo ? make(h, {N, kOthers * H}) : absent(h);
     b.grad_gates_x = grad_gates_x.mutable_data_ptr();
     b.grad_gates_h = grad_gates_h.mutable_data_ptr();
     b.grad_h = grad_h.mutable_data_ptr();
@@ -321,27 +329,24 @@ std::string cpu_isa() { return isa_name(); }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels, m) { m.def("cpu_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) { m.def("cpu_isa() -> str"); }
 
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) {
-#define SK_IMPL(Type, name)                                                    \
-  m.impl(#name "_sequence", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence))); \
-  m.impl(#name "_lookup", TORCH_BOX((&Ops<Type, Cell::k##Type>::lookup)));     \
-  m.impl(#name "_sequence_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::sequence_backward)));
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, CPU, m) {
+#define SK_IMPL(Type, name)                                                       \
+  using Ops##Type = Ops<Type, Cell::k##Type>;                                     \
+  m.impl(#name "_sequence", TORCH_BOX((&Ops##Type::sequence)));                   \
+  m.impl(#name "_lookup", TORCH_BOX((&Ops##Type::lookup)));                       \
+  m.impl(#name "_sequence_backward", TORCH_BOX((&Ops##Type::sequence_backward))); \
+  if constexpr (kPointwise<Type>) {                                               \
+    m.impl(#name "_step", TORCH_BOX((&Ops##Type::step)));                         \
+    m.impl(#name "_cell", TORCH_BOX((&Ops##Type::cell)));                         \
+    m.impl(#name "_cell_backward", TORCH_BOX((&Ops##Type::cell_backward)));       \
+  }
   SK_FOR_EACH_CELL(SK_IMPL)
-#undef SK_IMPL
-#define SK_IMPL(Type, name)                                            \
-  m.impl(#name "_step", TORCH_BOX((&Ops<Type, Cell::k##Type>::step))); \
-  m.impl(#name "_cell", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell))); \
-  m.impl(#name "_cell_backward", TORCH_BOX((&Ops<Type, Cell::k##Type>::cell_backward)));
-  SK_IMPL(Lstm, lstm)
-  SK_IMPL(Gru, gru)
-  SK_IMPL(RnnTanh, rnn_tanh)
-  SK_IMPL(RnnRelu, rnn_relu)
 #undef SK_IMPL
 }
 

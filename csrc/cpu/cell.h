@@ -1,5 +1,5 @@
-// One step of a cell without its product: what LSTMCell, GRUCell and RNNCell run after their
-// matmuls.
+// One step of a pointwise cell without its product: what LSTMCell, GRUCell and RNNCell run after
+// their matmuls.
 #pragma once
 #include "kernels.h"
 #include "vec.h"
@@ -10,10 +10,8 @@ namespace SK_ISA {
 
 template <typename C, typename S>
 struct CellKernel {
-  using T = Compute<S>;
-  using V = Vec<T>;
-  static constexpr int kGates = C::kGates, kLanes = V::kLanes;
-  static constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
+  using V = Vec<Compute<S>>;
+  static constexpr int kGates = C::kGates, kOthers = kOtherStates<C>, kLanes = V::kLanes;
 
   template <bool kFull>
   SK_ALWAYS static V at(const void* p, int64_t index, int64_t n) {
@@ -27,50 +25,54 @@ struct CellKernel {
   template <bool kFull>
   SK_ALWAYS static void forward_units(const CellForward& f, int64_t row, int64_t j, int64_t n) {
     const int64_t H = f.hidden, own = row * H + j, gates = row * kGates * H + j;
-    V x[kGates], y[kGates], saved[kSaved], new_h, new_c;
-#pragma GCC unroll 4
+    const int64_t others = row * kOthers * H + j;
+    Step<C, V> v;
+#pragma GCC unroll 8
     for (int g = 0; g < kGates; ++g) {
-      x[g] = at<kFull>(f.gates_x, gates + g * H, n);
-      y[g] = at<kFull>(f.gates_h, gates + g * H, n);
+      v.gates_x[g] = at<kFull>(f.gates_x, gates + g * H, n);
+      v.gates_h[g] = at<kFull>(f.gates_h, gates + g * H, n);
     }
-    const V h = at<kFull>(f.h, own, n);
-    V c = h;
-    if constexpr (C::kStates == 2) c = at<kFull>(f.c, own, n);
-    C::forward(x, y, h, c, &new_h, &new_c, saved);
-    put<kFull>(f.new_h, own, new_h, n);
-    if constexpr (C::kStates == 2) put<kFull>(f.new_c, own, new_c, n);
+    v.state[0] = at<kFull>(f.h, own, n);
+#pragma GCC unroll 8
+    for (int s = 0; s < kOthers; ++s) v.state[1 + s] = at<kFull>(f.c, others + s * H, n);
+    C::template forward<0>(v);
+    put<kFull>(f.new_h, own, v.new_state[0], n);
+#pragma GCC unroll 8
+    for (int s = 0; s < kOthers; ++s) put<kFull>(f.new_c, others + s * H, v.new_state[1 + s], n);
     if (f.saved)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < C::kSaved; ++k)
-        put<kFull>(f.saved, row * C::kSaved * H + k * H + j, saved[k], n);
+        put<kFull>(f.saved, row * C::kSaved * H + k * H + j, v.saved[k], n);
   }
 
   template <bool kFull>
   SK_ALWAYS static void backward_units(const CellBackward& b, int64_t row, int64_t j, int64_t n) {
     const int64_t H = b.hidden, own = row * H + j, gates = row * kGates * H + j;
-    V saved[kSaved], grads[kGates], grad_hn, grad_prev_h, grad_prev_c;
-#pragma GCC unroll 4
+    const int64_t others = row * kOthers * H + j;
+    StepGrad<C, V> v;
+#pragma GCC unroll 8
     for (int k = 0; k < C::kSaved; ++k)
-      saved[k] = at<kFull>(b.saved, row * C::kSaved * H + k * H + j, n);
-    const V h = at<kFull>(b.h, own, n), new_h = at<kFull>(b.new_h, own, n);
-    V c = h, new_c = h, grad_h(T(0)), grad_c(T(0));
-    if (b.grad_new_h) grad_h = at<kFull>(b.grad_new_h, own, n);
-    if constexpr (C::kStates == 2) {
-      c = at<kFull>(b.c, own, n);
-      new_c = at<kFull>(b.new_c, own, n);
-      if (b.grad_new_c) grad_c = at<kFull>(b.grad_new_c, own, n);
+      v.saved[k] = at<kFull>(b.saved, row * C::kSaved * H + k * H + j, n);
+#pragma GCC unroll 8
+    for (int s = 0; s < C::kStates; ++s) {
+      const int64_t place = s == 0 ? own : others + (s - 1) * H;
+      const void* grad = s == 0 ? b.grad_new_h : b.grad_new_c;
+      if (in_set(C::kReadsState, s)) v.state[s] = at<kFull>(s == 0 ? b.h : b.c, place, n);
+      if (in_set(C::kReadsNewState, s))
+        v.new_state[s] = at<kFull>(s == 0 ? b.new_h : b.new_c, place, n);
+      v.grad_new_state[s] = V(0);
+      if (grad) v.grad_new_state[s] = at<kFull>(grad, place, n);
     }
-    C::backward(saved, h, c, new_h, new_c, grad_h, grad_c, grads, &grad_hn, &grad_prev_h,
-                &grad_prev_c);
-#pragma GCC unroll 4
-    for (int g = 0; g < kGates; ++g) put<kFull>(b.grad_gates_x, gates + g * H, grads[g], n);
-    if constexpr (C::kHidden > 0) {
-      put<kFull>(b.grad_gates_h, gates, grads[0], n);
-      put<kFull>(b.grad_gates_h, gates + H, grads[1], n);
-      put<kFull>(b.grad_gates_h, gates + 2 * H, grad_hn, n);
-    }
-    put<kFull>(b.grad_h, own, grad_prev_h, n);
-    if constexpr (C::kStates == 2) put<kFull>(b.grad_c, own, grad_prev_c, n);
+    C::template backward<0>(v);
+#pragma GCC unroll 8
+    for (int g = 0; g < kGates; ++g)
+      put<kFull>(b.grad_gates_x, gates + g * H, v.grad_gates_x[g], n);
+    if constexpr (C::kSeparate != 0)
+#pragma GCC unroll 8
+      for (int g = 0; g < kGates; ++g) put<kFull>(b.grad_gates_h, gates + g * H, v.through(g), n);
+    put<kFull>(b.grad_h, own, v.grad_state[0], n);
+#pragma GCC unroll 8
+    for (int s = 0; s < kOthers; ++s) put<kFull>(b.grad_c, others + s * H, v.grad_state[1 + s], n);
   }
 
   static void forward(const CellForward& f, int64_t row0, int64_t row1) {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../cells.h"
+#include "../cells/all.h"
 #include "../check.h"
 
 namespace seqkernels {

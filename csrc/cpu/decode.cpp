@@ -8,6 +8,7 @@
 #include <atomic>
 #include <tuple>
 
+#include "../library.h"
 #include "checks.h"
 #include "decode_rows.h"
 
@@ -45,8 +46,9 @@ Dtype check(const GreedyInputs& a, int gates, int states) {
   check.pointer("weight_out", a.weight_out, {vocabulary, hidden});
   check.pointer("bias_out", a.bias_out, {vocabulary});
   check.pointer("h_0", a.h_0, {layers, rows, hidden});
-  SK_CHECK(a.c_0.has_value() == (states == 2), op, ": c_0 is for lstm, and lstm needs it");
-  check.pointer("c_0", a.c_0, {layers, rows, hidden});
+  SK_CHECK(a.c_0.has_value() == (states > 1), op,
+           states > 1 ? ": c_0 is missing" : ": this cell has no c_0");
+  check.pointer("c_0", a.c_0, {layers, rows, (states - 1) * hidden});
   check.integers("start", a.start, {rows});
   SK_CHECK(a.max_length >= 0, op, ": max_length is ", a.max_length);
   SK_CHECK(a.eos < vocabulary, op, ": eos ", a.eos, " is outside the vocabulary of ", vocabulary);
@@ -135,14 +137,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
                 kCell, C::kGates, C::kStates);
 }
 
+template <typename C, Cell kCell, typename Library>
+void register_greedy(Library& m, const char* name) {
+  if constexpr (kPointwise<C>) m.impl(name, TORCH_BOX((&greedy_op<C, kCell>)));
+}
+
 }  // namespace
 }  // namespace cpu
 }  // namespace seqkernels
 
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, CPU, m) {
   using namespace seqkernels;
-  m.impl("lstm_greedy", TORCH_BOX((&cpu::greedy_op<Lstm, Cell::kLstm>)));
-  m.impl("gru_greedy", TORCH_BOX((&cpu::greedy_op<Gru, Cell::kGru>)));
-  m.impl("rnn_tanh_greedy", TORCH_BOX((&cpu::greedy_op<RnnTanh, Cell::kRnnTanh>)));
-  m.impl("rnn_relu_greedy", TORCH_BOX((&cpu::greedy_op<RnnRelu, Cell::kRnnRelu>)));
+#define SK_IMPL(Type, name) cpu::register_greedy<Type, Cell::k##Type>(m, #name "_greedy");
+  SK_FOR_EACH_CELL(SK_IMPL)
+#undef SK_IMPL
 }

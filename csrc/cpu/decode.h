@@ -10,7 +10,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../cells.h"
+#include "../cells/all.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -38,7 +38,7 @@ struct Decode {
   int64_t rows;  // slots still running
   void** h;      // [layers] state before the step, [capacity, stride]
   void** new_h;  // [layers] state after it
-  void** c;      // [layers]
+  void** c;      // [layers] the other states, [capacity, their number * stride]
   // Gates of the embedding, [cell_panels, width], where slot s finds those of its token.
   const void** gates_x;
   // Those of them that have to be computed first: from row m of `input` to missing_gates[m].
@@ -64,7 +64,7 @@ struct DecodeKernels {
   int64_t (*choose)(const Decode&, int64_t chunks, int64_t slot, double* log_prob);
 };
 
-// The kernels of the chosen instruction set, for float32 or float64.
+// The kernels of the chosen instruction set for a pointwise cell, in float32 or float64.
 const DecodeKernels& decode_kernels(Cell cell, Dtype dtype);
 
 }  // namespace cpu

@@ -1,6 +1,5 @@
 // The phases of greedy decoding for one instruction set, SK_ISA: a layer, the projection with its
-// arg-max, and the choice among the chunks of the vocabulary. Limits: no gru_reset_before, whose
-// step has two products.
+// arg-max, and the choice among the chunks of the vocabulary, for pointwise cells.
 #pragma once
 #include "decode.h"
 #include "decode_product.h"
@@ -100,16 +99,19 @@ void decode_layer(const Decode& d, int64_t l, int64_t p0, int64_t p1) {
             l > 0 ? gates_x + r * kWidth : static_cast<const T*>(d.gates_x[first + r]) + p * kWidth;
         for (int64_t u = 0; u < kUnits; u += kLanes) {
           const int64_t at = (first + r) * d.stride + p * kUnits + u;
-          V x[kGates], y[kGates], new_h, new_c = V(T(0)), saved[C::kSaved + 1];
+          Step<C, V> v;
           for (int g = 0; g < kGates; ++g) {
-            x[g] = load(from_x + g * kUnits + u);
-            y[g] = load(gates_h + r * kWidth + g * kUnits + u);
+            v.gates_x[g] = load(from_x + g * kUnits + u);
+            v.gates_h[g] = load(gates_h + r * kWidth + g * kUnits + u);
           }
-          T* c = C::kStates == 2 ? static_cast<T*>(d.c[l]) + at : nullptr;
-          C::forward(x, y, load(h + at), c ? load(static_cast<const T*>(c)) : V(T(0)), &new_h,
-                     &new_c, saved);
-          store(static_cast<T*>(d.new_h[l]) + at, new_h);
-          if (c) store(c, new_c);
+          T* others =
+              static_cast<T*>(d.c[l]) + (first + r) * d.stride * kOtherStates<C> + p * kUnits + u;
+          v.state[0] = load(h + at);
+          for (int s = 1; s < C::kStates; ++s)
+            v.state[s] = load(static_cast<const T*>(others) + (s - 1) * d.stride);
+          C::template forward<0>(v);
+          store(static_cast<T*>(d.new_h[l]) + at, v.new_state[0]);
+          for (int s = 1; s < C::kStates; ++s) store(others + (s - 1) * d.stride, v.new_state[s]);
         }
       }
     }
@@ -228,16 +230,11 @@ const DecodeKernels& table() {
 
 template <typename T>
 const DecodeKernels& table(Cell cell) {
-  switch (cell) {
-    case Cell::kGru:
-      return table<Gru, T>();
-    case Cell::kRnnTanh:
-      return table<RnnTanh, T>();
-    case Cell::kRnnRelu:
-      return table<RnnRelu, T>();
-    default:
-      return table<Lstm, T>();
-  }
+  return *visit(cell, [](auto type) -> const DecodeKernels* {
+    using C = typename decltype(type)::type;
+    if constexpr (kPointwise<C>) return &table<C, T>();
+    return nullptr;
+  });
 }
 
 const DecodeKernels& decode_kernels(Cell cell, Dtype dtype) {

@@ -147,6 +147,7 @@ class DecodeRows {
   const char* embedding_;
   const int64_t gates_bytes_, token_bytes_, chunks_;
   int64_t step_ = 0, stage_ = 0;
+  int64_t others_ = 0;  // states beside h
   DecodeTeam team_;
 };
 
@@ -163,21 +164,22 @@ inline DecodeRows::DecodeRows(const GreedyInputs& a, const DecodeWeights& weight
       chunks_(chunks),
       team_(chunks) {
   const int64_t bytes = kernels_.element_size, rows = a.start.size(0);
+  if (a.c_0) others_ = a.c_0->size(2) / d_.hidden;
   d_.capacity = d_.rows = count;
   const int64_t state_bytes = count * d_.stride * bytes;
   for (int64_t l = 0; l < d_.layers; ++l) {
     h_.push_back(memory_.zeros(state_bytes));
     new_h_.push_back(memory_.zeros(state_bytes));
-    c_.push_back(a.c_0 ? memory_.zeros(state_bytes) : nullptr);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t from = (l * rows + first + r) * d_.hidden * bytes, to = r * d_.stride * bytes;
-      auto copy = [&](void* p, const Tensor& state) {
-        std::memcpy(static_cast<char*>(p) + to,
-                    static_cast<const char*>(state.const_data_ptr()) + from, d_.hidden * bytes);
-      };
-      copy(h_[l], a.h_0);
-      if (a.c_0) copy(c_[l], *a.c_0);
-    }
+    c_.push_back(memory_.zeros(state_bytes * others_));
+    const auto copy = [&](void* to, const Tensor& state, int64_t states) {
+      const char* from = static_cast<const char*>(state.const_data_ptr());
+      for (int64_t k = 0; k < count * states; ++k)
+        std::memcpy(static_cast<char*>(to) + k * d_.stride * bytes,
+                    from + ((l * rows + first) * states + k) * d_.hidden * bytes,
+                    d_.hidden * bytes);
+    };
+    copy(h_[l], a.h_0, 1);
+    if (a.c_0) copy(c_[l], *a.c_0, others_);
   }
   d_.h = h_.data(), d_.new_h = new_h_.data(), d_.c = c_.data();
 
@@ -217,12 +219,15 @@ inline void DecodeRows::place(int64_t slot, int64_t token) {
 inline void DecodeRows::finish(int64_t slot) {
   const int64_t row = row_[slot], bytes = d_.hidden * kernels_.element_size;
   for (int64_t l = 0; l < d_.layers; ++l) {
-    auto copy = [&](char* to, const void* from) {
-      std::memcpy(to + (l * a_.start.size(0) + row) * bytes,
-                  static_cast<const char*>(from) + slot * d_.stride * kernels_.element_size, bytes);
+    const auto copy = [&](char* to, const void* from, int64_t states) {
+      for (int64_t s = 0; s < states; ++s)
+        std::memcpy(to + ((l * a_.start.size(0) + row) * states + s) * bytes,
+                    static_cast<const char*>(from) +
+                        (slot * states + s) * d_.stride * kernels_.element_size,
+                    bytes);
     };
-    copy(results_.h_n, new_h_[l]);
-    if (c_[l]) copy(results_.c_n, c_[l]);
+    copy(results_.h_n, new_h_[l], 1);
+    copy(results_.c_n, c_[l], others_);
   }
   if (!a_.scores) return;
   if (kernels_.element_size == 8)
@@ -248,11 +253,13 @@ inline void DecodeRows::choose() {
     }
     if (kept != slot) {
       const int64_t bytes = d_.stride * kernels_.element_size;
-      for (auto* states : {&new_h_, &c_})
-        for (void* state : *states)
-          if (state)
-            std::memcpy(static_cast<char*>(state) + kept * bytes,
-                        static_cast<char*>(state) + slot * bytes, bytes);
+      const auto move = [&](const std::vector<void*>& states, int64_t size) {
+        for (void* state : states)
+          std::memcpy(static_cast<char*>(state) + kept * size,
+                      static_cast<char*>(state) + slot * size, size);
+      };
+      move(new_h_, bytes);
+      move(c_, bytes * others_);
       row_[kept] = row, log_prob_[kept] = log_prob_[slot];
     }
     place(kept++, token);

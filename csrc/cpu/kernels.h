@@ -8,7 +8,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../cells.h"
+#include "../cells/all.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -21,14 +21,13 @@ struct Group {
   const int64_t* active;  // [T] rows longer than t
   // Workspace in the compute type, rows `stride` apart. Double buffered where a phase reads whole
   // rows of what it writes: phase s reads buffer s % 2 and writes the other.
-  void* h[2];     // forward: state
-  void* c;        // forward: cell state
-  void* reset_h;  // gru_reset_before, forward: r * h
-  void* z;        // gru_reset_before, forward
-  void*
-      grad_gates[2];  // backward: gradients of the recurrent pre-activations, `gates_stride` apart
-  void* grad_h;       // backward: gradient of h that does not flow through weight_hh
-  void* grad_c;       // backward
+  void* h[2];
+  void* others;         // the other states of a row side by side, each `stride` wide
+  void* operand;        // what the product of a second stage reads
+  void* kept;           // what a second stage reads of the values saved, side by side
+  void* grad_gates[2];  // of the recurrent pre-activations, rows `gates_stride` apart
+  void* grad_h;         // what does not flow through weight_hh
+  void* grad_others;
 };
 
 struct Steps {
@@ -41,15 +40,16 @@ struct Steps {
   bool reverse;
   bool padded;       // rows past their end exist in the caller's tensors and are to be zeroed
   bool pack_inside;  // phase 0 packs the weights of its panels
-  const void* weight_hh;
-  void* packed;  // panels of weight_hh in the compute type
+  const void *weight_hh, *bias_hh;
+  void* packed;       // panels of weight_hh in the compute type
+  void* packed_bias;  // forward: panels of the biases; then those of the parameters
 };
 
+// c_0, c_n and c_sequence hold all states beside h.
 struct Forward : Steps {
   const int64_t* symbols;  // rows of gates_x that the steps take, or null: one after another
-  const void *gates_x, *bias_hh, *h_0, *c_0;
+  const void *gates_x, *h_0, *c_0;
   void *output, *h_n, *c_n, *c_sequence, *saved;  // the last two null where nothing is to be saved
-  void* packed_bias;
 };
 
 struct Backward : Steps {
@@ -72,7 +72,8 @@ struct CellBackward {
   void *grad_gates_x, *grad_gates_h, *grad_h, *grad_c;
 };
 
-// A product of few rows with weights as torch stores them.
+// A product of few rows with weights as torch stores them: columns of out [rows, count] =
+// a [rows, depth] weight [count, depth]^T + bias.
 struct FewRows {
   int64_t rows, depth, count;
   const void *a, *weight, *bias;  // bias [count] or null
@@ -101,22 +102,27 @@ struct Kernels {
   int64_t compute_size;                   // bytes of the compute type
   int64_t forward_units, backward_units;  // units in a panel
   int64_t stages;                         // phases in a step
+  int64_t kept;                           // values between the stages
   void (*pack_forward)(const Forward&, int64_t p0, int64_t p1);
   void (*forward)(const Forward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
   void (*pack_backward)(const Backward&, int64_t p0, int64_t p1);
   void (*backward)(const Backward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
-  void (*cell)(const CellForward&, int64_t row0, int64_t row1);  // null for gru_reset_before
+  void (*cell)(const CellForward&, int64_t row0, int64_t row1);  // null unless it is pointwise
   void (*cell_backward)(const CellBackward&, int64_t row0, int64_t row1);
-  // Columns c0 to c1 of out [rows, count] = a [rows, depth] weight [count, depth]^T + bias; null
-  // where the compute type is not the storage type.
+};
+
+// Products of one dtype and instruction set; null where the compute type is not the storage type.
+struct Products {
+  int64_t compute_size;
   void (*few_rows)(const FewRows&, int64_t c0, int64_t c1);
-  // Panels of the gradients' columns, and the sums of panels p0 to p1; null where few_rows is.
+  // Panels of the gradients' columns, and the sums of panels p0 to p1.
   int64_t (*rows_product_panels)(const RowsProduct&);
   void (*rows_product)(const RowsProduct&, int64_t p0, int64_t p1, void* workspace);
 };
 
 // The kernels of the chosen instruction set.
 const Kernels& kernels(Cell cell, Dtype dtype);
+const Products& products(Dtype dtype);
 // Its name: "baseline", "avx2" or "avx512".
 const char* isa_name();
 

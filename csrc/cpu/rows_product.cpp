@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "allocate.h"
+#include "../library.h"
 #include "checks.h"
 #include "kernels.h"
 
@@ -17,7 +18,7 @@ namespace {
 // Multiply-adds that are worth waking a thread.
 constexpr int64_t kWorthWaking = 128 * 1024;
 
-void run(const Kernels& kernels, const RowsProduct& p) {
+void run(const Products& kernels, const RowsProduct& p) {
   const int64_t panels = kernels.rows_product_panels(p);
   int64_t work = 0, depth = std::min(p.width, kRowsProductWidth);
   for (int64_t part = 0; part < p.parts; ++part) work += p.rows * p.width * p.columns[part];
@@ -65,7 +66,7 @@ Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
     rows += n;
   }
   SK_CHECK(rows == p.rows, op, ": the gradients have ", p.rows, " rows, x has ", rows);
-  const Kernels& k = kernels(Cell::kLstm, arguments.dtype());
+  const Products& k = products(arguments.dtype());
   SK_CHECK(k.rows_product, op, ": expected float32 or float64 tensors");
   Tensor out = make(grads[0], {total, p.width});
   p.parts = grads.size();
@@ -84,7 +85,7 @@ Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CPU, m) { m.impl("rows_product", TORCH_BOX(&rows_product)); }
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, CPU, m) { m.impl("rows_product", TORCH_BOX(&rows_product)); }
 
 }  // namespace cpu
 }  // namespace seqkernels

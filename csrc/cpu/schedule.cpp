@@ -13,17 +13,6 @@ namespace seqkernels {
 namespace cpu {
 namespace {
 
-constexpr int kGatesOf[] = {
-#define SK_GATES(Type, name) Type::kGates,
-    SK_FOR_EACH_CELL(SK_GATES)
-#undef SK_GATES
-};
-constexpr int kStatesOf[] = {
-#define SK_STATES(Type, name) Type::kStates,
-    SK_FOR_EACH_CELL(SK_STATES)
-#undef SK_STATES
-};
-
 // Weights that one thread can hold in half of a common second-level cache.
 constexpr int64_t kResidentBytes = 512 * 1024;
 // Multiply-adds that are worth a wait between threads, and worth waking them at all.
@@ -39,7 +28,7 @@ struct Split {
 Split split_work(const Steps& s, int64_t panels, int64_t compute_size) {
   Split split;
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t weights = kGatesOf[int(s.cell)] * s.hidden * s.hidden;
+  const int64_t weights = facts(s.cell).gates * s.hidden * s.hidden;
   const int64_t step = weights * s.batch;
   if (threads <= 1 || step * s.steps < kWorthWaking) return split;
   split.chunks =
@@ -143,14 +132,14 @@ void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t end
                      void (*run)(const Call&, const Group&, int64_t, int64_t, int64_t),
                      const Kernels& k, Place place) {
   if (layout.batch == 0) return;
-  const int64_t gates = kGatesOf[int(call.cell)];
+  const CellFacts& cell = facts(call.cell);
   const int64_t panels = (call.hidden + units - 1) / units;
   const Split split = split_work(call, panels, k.compute_size);
   // A cache line more than a power of two keeps rows out of each other's cache sets; a whole vector
   // may be read past the last unit.
   const int64_t line = 64 / k.compute_size;
   call.stride = (call.hidden + line - 1) / line * line + line;
-  call.gates_stride = (gates * call.hidden + line - 1) / line * line + line;
+  call.gates_stride = (cell.gates * call.hidden + line - 1) / line * line + line;
   call.padded = layout.lengths != nullptr;
   call.pack_inside = split.groups == 1;
 
@@ -164,16 +153,16 @@ void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t end
   std::vector<Group> groups(split.groups);
   Workspace workspace;
   for (int pass = 0; pass < 2; ++pass) {
-    const int64_t weights = panels * units * gates * k.compute_size;
-    call.packed = workspace.take(weights * call.hidden);
-    void* bias = workspace.take(weights);
+    const int64_t vectors = panels * units * k.compute_size;
+    call.packed = workspace.take(vectors * cell.gates * call.hidden);
+    call.packed_bias = workspace.take(vectors * (cell.gates + cell.parameters));
     for (int64_t g = 0; g < split.groups; ++g) {
       groups[g] = Group{};
       groups[g].rows = rows[g].row.size();
       groups[g].row = rows[g].row.data();
       groups[g].length = rows[g].length.data();
       groups[g].active = rows[g].active.data();
-      place(call, groups[g], workspace, bias);
+      place(call, groups[g], workspace);
     }
     if (pass == 0) workspace.allocate();
   }
@@ -184,15 +173,14 @@ void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t end
 
 void run_forward(Forward f, const Layout& layout) {
   const Kernels& k = kernels(f.cell, f.dtype);
-  const auto place = [&](Forward& call, Group& g, Workspace& workspace, void* bias) {
+  const auto place = [&](const Forward& call, Group& g, Workspace& workspace) {
     const int64_t state = g.rows * call.stride * k.compute_size;
-    call.packed_bias = bias;
     g.h[0] = workspace.take(state);
     g.h[1] = workspace.take(state);
-    if (kStatesOf[int(call.cell)] == 2) g.c = workspace.take(state);
-    if (k.stages == 2) {
-      g.reset_h = workspace.take(state);
-      g.z = workspace.take(state);
+    g.others = workspace.take(state * (facts(call.cell).states - 1));
+    if (k.stages > 1) {
+      g.operand = workspace.take(state);
+      g.kept = workspace.take(state * k.kept);
     }
   };
   prepare_and_run(f, layout, k.forward_units, kForwardEnds, k.pack_forward, k.forward, k, place);
@@ -200,12 +188,12 @@ void run_forward(Forward f, const Layout& layout) {
 
 void run_backward(Backward b, const Layout& layout) {
   const Kernels& k = kernels(b.cell, b.dtype);
-  const auto place = [&](Backward& call, Group& g, Workspace& workspace, void*) {
+  const auto place = [&](const Backward& call, Group& g, Workspace& workspace) {
     const int64_t state = g.rows * call.stride * k.compute_size;
     g.grad_gates[0] = workspace.take(g.rows * call.gates_stride * k.compute_size);
     g.grad_gates[1] = workspace.take(g.rows * call.gates_stride * k.compute_size);
     g.grad_h = workspace.take(state);
-    if (kStatesOf[int(call.cell)] == 2) g.grad_c = workspace.take(state);
+    g.grad_others = workspace.take(state * (facts(call.cell).states - 1));
   };
   prepare_and_run(b, layout, k.backward_units, kBackwardEnds, k.pack_backward, k.backward, k,
                   place);
@@ -224,14 +212,14 @@ void over_rows(int64_t rows, int64_t hidden, const Body& body) {
 }
 }  // namespace
 
-void run_few_rows(const Kernels& kernels, const FewRows& f) {
+void run_few_rows(const Products& products, const FewRows& f) {
   // A thread reads at least half a megabyte of weights.
   const int64_t grain =
-      std::max<int64_t>(8, kResidentBytes / std::max<int64_t>(f.depth * kernels.compute_size, 1));
-  if (f.count <= grain) return kernels.few_rows(f, 0, f.count);
+      std::max<int64_t>(8, kResidentBytes / std::max<int64_t>(f.depth * products.compute_size, 1));
+  if (f.count <= grain) return products.few_rows(f, 0, f.count);
   // Runs of eight columns, as the kernel takes them: their bounds do not depend on the threads.
   torch::stable::parallel_for(0, (f.count + 7) / 8, grain / 8, [&](int64_t begin, int64_t end) {
-    kernels.few_rows(f, begin * 8, std::min(end * 8, f.count));
+    products.few_rows(f, begin * 8, std::min(end * 8, f.count));
   });
 }
 

@@ -23,7 +23,7 @@ void run_backward(Backward b, const Layout& layout);
 
 // Rows up to which a product reads the weights as they are: packing them costs some ten such rows.
 constexpr int64_t kFewRows = 4;
-void run_few_rows(const Kernels& kernels, const FewRows& f);
+void run_few_rows(const Products& products, const FewRows& f);
 
 // A cell over rows, on several threads where that pays.
 void run_cell(const Kernels& kernels, const CellForward& f, int64_t rows);

@@ -1,5 +1,5 @@
-// The table of kernels of one instruction set. A source that includes this defines SK_ISA, the name
-// of the set, and is compiled with its flags.
+// The tables of kernels of one instruction set. A source that includes this defines SK_ISA, the
+// name of the set, and is compiled with its flags.
 #pragma once
 #include "backward.h"
 #include "cell.h"
@@ -30,21 +30,29 @@ constexpr Kernels make_kernels() {
   k.compute_size = sizeof(Compute<S>);
   k.forward_units = F::kUnits;
   k.backward_units = B::kUnits;
-  k.stages = F::kStages;
+  k.stages = kStageCount<C>;
+  k.kept = size_of_set(C::kKept);
   k.pack_forward = F::pack;
   k.forward = F::run;
   k.pack_backward = B::pack;
   k.backward = B::run;
-  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
-    k.few_rows = few_rows<S>;
-    k.rows_product_panels = RowsProductKernel<S>::panels;
-    k.rows_product = RowsProductKernel<S>::run;
-  }
-  if constexpr (!F::kBefore) {
+  if constexpr (kPointwise<C>) {
     k.cell = CellKernel<C, S>::forward;
     k.cell_backward = CellKernel<C, S>::backward;
   }
   return k;
+}
+
+template <typename S>
+constexpr Products make_products() {
+  Products p{};
+  p.compute_size = sizeof(Compute<S>);
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    p.few_rows = few_rows<S>;
+    p.rows_product_panels = RowsProductKernel<S>::panels;
+    p.rows_product = RowsProductKernel<S>::run;
+  }
+  return p;
 }
 
 // By the values of Cell and Dtype.
@@ -56,6 +64,9 @@ const Kernels kTable[][4] = {
     SK_FOR_EACH_CELL(SK_ROW)
 #undef SK_ROW
 };
+extern const Products kProducts[4];
+const Products kProducts[4] = {make_products<double>(), make_products<float>(),
+                               make_products<Float16>(), make_products<BFloat16>()};
 
 }  // namespace SK_ISA
 }  // namespace cpu

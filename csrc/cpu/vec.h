@@ -1,5 +1,5 @@
 // A vector of float or double lanes, as wide as the instruction set this file is compiled for, with
-// the functions that cells.h needs and loads and stores of every storage type.
+// the functions that cells need and loads and stores of every storage type.
 //
 // Included once per instruction set, in a namespace of its own, SK_ISA: an inline function of the
 // same name compiled for two sets would otherwise be merged by the linker and could run where its
@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../cells.h"
+#include "../cells/all.h"
 
 #if defined(__AVX512F__)
 #define SK_VECTOR_BYTES 64

@@ -83,7 +83,7 @@ def run(
     cell = recurrence(layer)
     if hx is None:
         state = None
-    elif CELLS[cell].states == 2:
+    elif CELLS[cell].states > 1:
         checks.two_states(hx)
         state = tuple(hx)
     else:

@@ -59,7 +59,7 @@ def run(
     cell, hidden_size, weights, directions, dropout = stack
     count = len(weights)
     projected = len(weights[0]) == 5
-    two = CELLS[cell].states == 2
+    two = CELLS[cell].states > 1
     if layout.batch_sizes is None and x.size(0) == 0:
         return _no_steps(stack, x, state, layout.lengths, return_c_sequence)
     if state is None:

@@ -22,7 +22,7 @@ flops.py.
 """
 
 from .. import _extension
-from ..cells import CELLS
+from ..cells import CELLS, add_compiled
 from .cell import register_cell
 from .embedded import register_lookup
 from .flops import register_when_imported
@@ -37,6 +37,7 @@ __all__ = ["defined", "get", "register_cell", "register_sequence"]
 
 if _extension.C is not None:
     register_rows_product()
+    add_compiled(_extension.C.cells())
 for _spec in CELLS.values():
     if _extension.C is not None:
         register_sequence(_spec, "")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import reference
 from ..cells import CellSpec
 from .gemm import linear, matmul
 from .registry import (
@@ -201,7 +202,7 @@ def _reference(spec, inputs, w, stacked):
     outputs, finals, c_sequences = [], [], []
     for i, (weight_ih, weight_hh) in enumerate(zip(w.ih, w.hh, strict=True)):
         bias_ih, bias_hh = _biases(w, i)
-        state = (h_0[i],) if c_0 is None else (h_0[i], c_0[i])
+        state = reference.split_state(spec, h_0[i], None if c_0 is None else c_0[i])
         gates_x = F.linear(outputs[-1] if stacked and i else x, weight_ih, bias_ih)
         own = layout if stacked else _own_layout(layout, i)
         output, final, c_sequence = reference_sequence(
@@ -215,8 +216,8 @@ def _reference(spec, inputs, w, stacked):
         output, c_sequence = outputs[-1], c_sequences[-1]
     else:
         output = torch.cat(outputs, -1)
-        c_sequence = torch.cat(c_sequences, -1) if spec.states == 2 else None
-    return output, states[0], states[1] if spec.states == 2 else None, c_sequence
+        c_sequence = None if c_0 is None else torch.cat(c_sequences, -1)
+    return output, states[0], reference.others(states), c_sequence
 
 
 def _backward(spec, inputs, w, how, results, grads, need_x):
@@ -247,9 +248,7 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
         return (
             torch.cat((output, output), -1),
             torch.empty_like(h_0, memory_format=torch.contiguous_format),
-            torch.empty_like(h_0, memory_format=torch.contiguous_format)
-            if spec.states == 2
-            else c_n,
+            c_n if c_0 is None else h_0.new_empty(c_0.shape),
             torch.cat((c_sequence, c_sequence), -1) if c_sequence.dim() > 1 else c_sequence,
             torch.cat((saved, saved), -1) if saved.dim() > 1 else saved,
         )
@@ -259,7 +258,8 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
                       c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
         # fmt: on
         grads = (grad_output, grad_h_n, grad_c_n, grad_c_sequence)
-        tensors = (*grads, *weight_hh, *bias_hh, h_0, c_0, output, c_sequence, saved, lengths, reset)
+        results = (output, c_sequence, saved)
+        tensors = (*grads, *weight_hh, *bias_hh, h_0, c_0, *results, lengths, reset)
         same_device(*tensors, batch_sizes=batch_sizes)
         rows, width = output.shape[:-1], output.shape[-1]
         return (
@@ -281,7 +281,8 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
 
     # fmt: off
     def fake_layers_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_ih, weight_hh,
-                             bias_hh, h_0, c_0, output, c_sequence, saved, lengths, batch_sizes, reset):
+                             bias_hh, h_0, c_0, output, c_sequence, saved, lengths, batch_sizes,
+                             reset):
         # fmt: on
         same_device(*weight_ih, h_0)
         return fake_backward(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, bias_hh,
@@ -300,7 +301,7 @@ def register_joined(spec: CellSpec, suffix: str) -> None:
 
 def _fake_layers(spec, rows, h_0, save):
     results = fake_sequence(spec, (h_0.shape[0], *rows), h_0[0], save)
-    states = [h_0.new_empty(h_0.shape) if r.dim() > 1 else r for r in results[1:3]]
+    states = [h_0.new_empty(len(h_0), *r.shape) if r.dim() > 1 else r for r in results[1:3]]
     return (results[0], *states, *results[3:])
 
 
@@ -338,7 +339,7 @@ def register_joined_layer(spec: CellSpec) -> None:
             r.new_empty(*r.shape[:-1], 2 * r.shape[-1]) if r.dim() > 1 else r
             for r in (output, c_sequence, saved)
         )
-        c_n = h_0.new_empty(h_0.shape) if spec.states == 2 else absent(h_0)
+        c_n = absent(h_0) if c_0 is None else h_0.new_empty(c_0.shape)
         return seven((output, h_0.new_empty(h_0.shape), c_n, c_sequence, saved), False)
 
     def keep(ctx, inputs, weights, how, results):
@@ -364,7 +365,7 @@ def register_joined_layer(spec: CellSpec) -> None:
 
     def setup(ctx, inputs, output):
         x, weight_ih, weight_hh, bias_ih, bias_hh, *rest, stacked, save, suffix, apart = inputs
-        ctx.mark_non_differentiable(*(output[4:] if spec.states == 2 else output[2:]))
+        ctx.mark_non_differentiable(*(output[4:] if spec.states > 1 else output[2:]))
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
         last, _, _, *results = output
         kept = (last, *results) if save else ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import modes
+from .. import modes, reference
 from ..cells import CellSpec
 from .gemm import linear, matmul
 from .registry import LIBRARY, NAMESPACE, differentiable_grads, get, same_device
@@ -127,7 +127,7 @@ def _writable(spec: CellSpec, output: tuple[Tensor, ...], batch_sizes: Tensor | 
     taken = result.dtype == torch.float32 or (
         result.dtype == torch.bfloat16 and modes.HAS_ONEDNN_BF16
     )
-    onednn = spec.states == 2 and batch_sizes is None and taken and modes.onednn_enabled()
+    onednn = spec.name == "lstm" and batch_sizes is None and taken and modes.onednn_enabled()
     if onednn or not result.is_cpu or type(result) is not Tensor:
         return output
     return (torch._lazy_clone(result), *output[1:])
@@ -137,10 +137,11 @@ def second_order(spec, inputs, layout, grads):
     """Differentiable gradients of (x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0)."""
     x, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0 = inputs
     gates_x = F.linear(x, weight_ih, bias_ih)
-    state = (h_0,) if c_0 is None else (h_0, c_0)
+    state = reference.split_state(spec, h_0, c_0)
     output, final, c_sequence = reference_sequence(
         spec, gates_x, weight_hh, bias_hh, state, *layout
     )
     if spec.states == 1:
         return differentiable_grads((output, final[0]), grads[:2], inputs)
-    return differentiable_grads((output, *final, c_sequence), grads[:4], inputs)
+    results = (output, final[0], reference.others(final), c_sequence)
+    return differentiable_grads(results, grads[:4], inputs)

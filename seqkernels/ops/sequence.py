@@ -187,18 +187,13 @@ def run_backward(name: str, spec: CellSpec, grads, weights, h_0, c_0, results, l
     )
 
 
-def split_state(spec: CellSpec, h_0: Tensor, c_0: Tensor | None) -> reference.State:
-    """The states of a cell, each [N, H], from h and the others side by side."""
-    return (h_0,) if c_0 is None else (h_0, *c_0.chunk(spec.states - 1, -1))
-
-
 def _second_order(spec, gates_x, weight_hh, bias_hh, h_0, c_0, layout, grads):
     """Differentiable gradients of (gates_x, weight_hh, bias_hh, h_0, c_0)."""
-    state = split_state(spec, h_0, c_0)
+    state = reference.split_state(spec, h_0, c_0)
     output, final, c_sequence = reference_sequence(
         spec, gates_x, weight_hh, bias_hh, state, *layout
     )
-    c_n = None if c_0 is None else torch.cat(final[1:], -1)
+    c_n = reference.others(final)
     if c_n is None:
         grads = (*grads[:2], None, None)
     return differentiable_grads(

@@ -28,7 +28,7 @@ def register_step(spec: CellSpec) -> None:
         same_device(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
         return (
             torch.empty_like(h),
-            torch.empty_like(h) if spec.states == 2 else absent(h),
+            absent(h) if c is None else torch.empty_like(c),
             h.new_empty(h.shape[0], spec.saved * h.shape[1]) if save and spec.saved else absent(h),
         )
 
@@ -36,7 +36,7 @@ def register_step(spec: CellSpec) -> None:
         *tensors, save = inputs
         new_h, new_c, saved = output
         _keep(ctx, spec, tensors, output if save else ())
-        ctx.mark_non_differentiable(*((saved,) if spec.states == 2 else (new_c, saved)))
+        ctx.mark_non_differentiable(*((new_c, saved) if inputs[6] is None else (saved,)))
 
     def backward(ctx, grad_new_h, grad_new_c, grad_saved):
         tensors = ctx.saved_tensors
@@ -54,7 +54,7 @@ def register_step(spec: CellSpec) -> None:
 def _keep(ctx, spec: CellSpec, inputs, results) -> None:
     """Save the inputs of a step and, where there are any, its results (new_h, new_c, saved)."""
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *(kept_results(spec, inputs[5], *results) if results else ()))
+    ctx.save_for_backward(*inputs, *(kept_results(spec, *inputs[5:7], *results) if results else ()))
 
 
 def _gradients(spec: CellSpec, inputs, results, grads, need) -> tuple[Tensor | None, ...]:
@@ -65,8 +65,9 @@ def _gradients(spec: CellSpec, inputs, results, grads, need) -> tuple[Tensor | N
     x, weight_ih, weight_hh, bias_ih, bias_hh, h, c = inputs
     if torch.is_grad_enabled():
         gates_x = F.linear(x, weight_ih, bias_ih)
-        state = (h,) if c is None else (h, c)
+        state = reference.split_state(spec, h, c)
         found = reference.step(spec.name, gates_x, weight_hh, bias_hh, state)
+        found = found if c is None else (found[0], reference.others(found))
         return tuple(differentiable_grads(found, grads[: len(found)], tuple(inputs)))
     separate = spec.separate_columns
     with _below_autograd():
@@ -76,10 +77,10 @@ def _gradients(spec: CellSpec, inputs, results, grads, need) -> tuple[Tensor | N
         if not separate:
             grad_h_gates = grad_x
         if need[5]:
-            # Only the GRU's h enters its step by itself, beside the product. A sum that starts
-            # from it, as addmm's, loses more bits than one that ends with it.
+            # A sum that starts from what enters beside the product, as addmm's, loses more bits
+            # than one that ends with it.
             product = matmul(grad_h_gates, weight_hh)
-            grad_h = grad_h.add_(product) if separate else product
+            grad_h = grad_h.add_(product) if spec.uses_h else product
         grad_bias_ih = grad_x.sum(0) if need[3] or need[4] and not separate else None
         return (
             matmul(grad_x, weight_ih) if need[0] else None,

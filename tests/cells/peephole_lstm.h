@@ -7,6 +7,7 @@ namespace seqkernels {
 
 struct PeepholeLstm : CellDefaults<3, 2> {
   static constexpr int kSaved = 3, kParameters = 2;
+  static constexpr bool kUsesH = false;
   static constexpr unsigned kReadsState = set_of(1), kReadsNewState = set_of(1);
 
   template <int kStage, typename T>

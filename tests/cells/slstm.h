@@ -7,6 +7,7 @@ namespace seqkernels {
 
 struct Slstm : CellDefaults<4, 4> {
   static constexpr int kSaved = 5;
+  static constexpr bool kUsesH = false;
   static constexpr unsigned kReadsState = set_of(1, 2), kReadsNewState = set_of(1, 2);
 
   template <int kStage, typename T>

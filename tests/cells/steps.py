@@ -44,14 +44,26 @@ SPECS = {
     for spec in (
         CellSpec("leaky_rnn", gates=1, states=1, saved=1, parameters=1, reads_state=(0,)),
         CellSpec(
-            "peephole_lstm", gates=3, states=2, saved=3, parameters=2, reads_state=(1,),
+            "peephole_lstm",
+            gates=3,
+            states=2,
+            saved=3,
+            parameters=2,
+            uses_h=False,
+            reads_state=(1,),
             reads_new_state=(1,),
         ),
         CellSpec(
-            "slstm", gates=4, states=4, saved=5, reads_state=(1, 2), reads_new_state=(1, 2)
+            "slstm",
+            gates=4,
+            states=4,
+            saved=5,
+            uses_h=False,
+            reads_state=(1, 2),
+            reads_new_state=(1, 2),
         ),
     )
-}  # fmt: skip
+}
 
 
 @contextmanager

@@ -154,13 +154,13 @@ def test_ops_of_several_recurrences(cell):
     found = shapes_only(name, (T, N, g), ih, hh, [], [], *state, *layout, True)
     assert found == 2 * T * N * 3 * g * H
     kept = ((2, T, N, H), (0,), (2, T, N, k))
-    found = shapes_only(f"{name}_backward", *grads, ih, hh, *state, *kept, *layout)
+    found = shapes_only(f"{name}_backward", *grads, ih, hh, [], *state, *kept, *layout)
     assert found == 2 * T * N * 3 * g * H
     name = f"{cell}_directions_persistent"
     assert shapes_only(name, (T, N, 2 * g), hh, [], *state, *layout, True) == 2 * T * N * 2 * g * H
     kept = ((T, N, 2 * H), (0,), (T, N, 2 * k))
     name += "_backward"
-    assert shapes_only(name, *grads, hh, *state, *kept, *layout) == 2 * T * N * 2 * g * H
+    assert shapes_only(name, *grads, hh, [], *state, *kept, *layout) == 2 * T * N * 2 * g * H
     for stacked, inputs in ((True, [(g, I), (g, H)]), (False, [(g, I), (g, I)])):
         args = ((T, N, I), inputs, hh, [], [], *state, *layout, stacked, True, "_persistent", False)
         expected = 2 * T * N * g * sum(size + H for _, size in inputs)
@@ -176,7 +176,7 @@ def test_ops_of_one_recurrence(cell):
         for first in ((T, N), (rows,)):
             forward = shapes_only(name, (*first, g), (g, H), None, *state, *layout, True)
             kept = ((*first, H), (0,), (*first, k))
-            args = (None, (N, H), None, None, (g, H), *state, *kept, *layout)
+            args = (None, (N, H), None, None, (g, H), None, *state, *kept, *layout)
             expected = 2 * (T * N if len(first) == 2 else rows) * g * H
             assert forward == shapes_only(f"{name}_backward", *args) == expected
     lookup = ((50, g), (T, N), (g, H), None, *state, None, False)

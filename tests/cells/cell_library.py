@@ -1,0 +1,48 @@
+"""The CPU ops of cells from outside the package, in a library with a namespace of its own."""
+
+import sysconfig
+from pathlib import Path
+
+import torch
+from emulator import ROOT, compile_objects, link
+
+CPU = ROOT / "csrc" / "cpu"
+HERE = Path(__file__).resolve().parent
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+ISAS = {
+    "baseline": [],
+    "avx2": _AVX2,
+    "avx512": [*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq"))],
+}
+
+
+def build(cells: Path, library: str) -> Path:
+    """Compile the CPU kernels and ops for other cells than the package's own.
+
+    Args:
+        cells: the header that includes them and defines SK_FOR_EACH_MORE_CELL.
+        library: namespace of the ops, `torch.ops.<library>`.
+
+    Returns:
+        The shared library, for `torch.ops.load_library`.
+    """
+    torch_dir = Path(torch.__file__).parent
+    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}"]
+    flags += [f"-DSK_LIBRARY={library}", "-DSK_ONLY_MORE_CELLS", f'-DSK_MORE_CELLS="{cells}"']
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{torch_dir / 'include'}"]
+    flags += [f"-isystem{sysconfig.get_paths()['include']}"]
+    headers = sorted([*(ROOT / "csrc").rglob("*.h"), *cells.parent.glob("*.h")])
+    content = b"".join(header.read_bytes() for header in headers) + torch.__version__.encode()
+    jobs = [(ROOT / "csrc" / name, flags, content) for name in ("ops.cpp", "decode_ops.cpp")]
+    for source in sorted(CPU.rglob("*.cpp")):
+        isa = ISAS.get(source.stem.split("_")[-1])
+        own = [] if isa is None else ["-ffp-contract=fast", *isa]
+        jobs.append((source, [*flags, *own], content))
+    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    return link(compile_objects(jobs), library, ".so", ["-shared", *libraries])
+
+
+def load() -> torch._ops._OpNamespace:
+    """The CPU ops of the cells of the tests."""
+    torch.ops.load_library(str(build(HERE / "more_cells.h", "seqkernels_more_cells")))
+    return torch.ops.seqkernels_more_cells
