@@ -50,7 +50,7 @@ BackwardResult cell_backward(Cell cell, Optional grad_new_h, Optional grad_new_c
   h = dense(h), c = dense(c);
 
   const Tensor gates = torch::stable::new_empty(h, {rows, spec.gates * hidden});
-  const Tensor gates_h = new_if(spec.separate_columns > 0, h, {rows, spec.gates * hidden});
+  const Tensor gates_h = new_if(spec.separate != 0, h, {rows, spec.gates * hidden});
   const Tensor grad_h = torch::stable::new_empty(h, {rows, hidden});
   const Tensor grad_c = new_if(spec.states > 1, h, {rows, others});
   CellBackwardArgs args;
@@ -127,7 +127,7 @@ struct Ops {
 }  // namespace
 }  // namespace seqkernels
 
-STABLE_TORCH_LIBRARY_IMPL(seqkernels, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   using namespace seqkernels;
 #define SK_IMPL(Type, name)                                                                \
   {                                                                                        \

@@ -185,11 +185,6 @@ __global__ void __launch_bounds__(256) cell_backward_kernel(CellBackwardArgs a) 
     for (int k = 0; k < C::kParameters; ++k) {
       const auto parameter = [&](S& s) -> acc_t& { return s.parameter[k]; };
       load_each<scalar_t>(step, parameter, a.bias_hh, (C::kGates + k) * a.hidden + at.unit);
-      // What the launch before has made of it.
-      const auto grad = [&](S& s) -> acc_t& { return s.grad_parameter[k]; };
-      if (!kBegins) {
-        load_each<scalar_t>(step, grad, a.grad_separate, separate_at(kFirstParameter + k));
-      }
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) C::template backward<kStage>(step[v]);

@@ -1,19 +1,9 @@
-// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.h. For the emulator the same file
-// serves CPU tensors in a library of its own, schemas included.
+// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.h.
 #include <map>
 #include <mutex>
 
 #include "decode_launch.h"
 #include "tensors.h"
-
-#ifdef SK_EMULATE
-#define SK_LIBRARY seqkernels_emulated
-#include "../decode_ops.cpp"
-#define SK_DEVICE_KEY CPU
-#else
-#define SK_LIBRARY seqkernels
-#define SK_DEVICE_KEY CUDA
-#endif
 
 namespace seqkernels {
 namespace {

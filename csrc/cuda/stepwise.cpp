@@ -23,9 +23,6 @@ const int64_t* lengths_of(const Layout& l) {
 Tensor part(Tensor x, int64_t dim, int64_t first, int64_t count) {
   return narrow(x, dim, first, count);
 }
-int kept_values(Cell cell) {
-  return visit(cell, [](auto type) { return size_of_set(decltype(type)::type::kKept); });
-}
 
 }  // namespace
 
@@ -49,7 +46,7 @@ ForwardResult stepwise_forward(Cell cell, Tensor gates_x, Tensor weight_hh, Opti
   const ScalarType wide = carry_type(dtype);
   const Tensor carry_h = new_empty(h_0, {n, hidden}, wide);
   const Tensor carry_c = new_empty(h_0, {n, others}, wide);
-  const Tensor kept = new_empty(h_0, {n, kept_values(cell) * hidden}, wide);
+  const Tensor kept = new_empty(h_0, {n, size_of_set(spec.kept) * hidden}, wide);
   const Tensor operand = new_if(spec.stages > 1, h_0, {n, hidden});
   std::vector<Tensor> products, weights;
   for (int i = 0; i < spec.stages; ++i) {
@@ -90,7 +87,7 @@ BackwardResult stepwise_backward(Cell cell, Given given, Tensor weight_hh, Optio
   const std::string op = std::string(spec.name) + "_sequence_backward";
   const Layout l = layout_of(given.output, h_0, row_args, op);
   const int64_t n = l.batch, hidden = l.hidden, others = (spec.states - 1) * hidden;
-  const int64_t gates = spec.gates * hidden, columns = spec.separate_columns * hidden;
+  const int64_t gates = spec.gates * hidden, columns = separate_columns(spec) * hidden;
   check_backward(spec, l, given, weight_hh, h_0, c_0, op);
   check_bias(spec, hidden, bias_hh, h_0, op);
   const Dtype dtype = dtype_of(h_0, op);
@@ -107,7 +104,7 @@ BackwardResult stepwise_backward(Cell cell, Given given, Tensor weight_hh, Optio
   const Tensor recurrent = new_zeros(h_0, {n, hidden});
   const Tensor grad_operand = new_if(spec.stages > 1, h_0, {n, hidden});
   // What goes back through the products: of cells with separate gates it is not grad_gates_x.
-  const bool apart = spec.separate_columns > spec.parameters;
+  const bool apart = spec.separate != 0;
   const Tensor grad_gates_h = new_if(apart, h_0, {n, gates});
 
   const auto run = [&](int error) { check_launch(error, op); };

@@ -16,9 +16,13 @@
 #include <vector>
 
 #include "../check.h"
+#include "../library.h"
 #include "launch.h"
 
-#ifndef SK_EMULATE
+#ifdef SK_EMULATE
+#define SK_DEVICE_KEY CPU
+#else
+#define SK_DEVICE_KEY CUDA
 // In libtorch_cuda. Weak, so that the same library also loads into a CPU build of torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
                                                                                    void** stream);
@@ -271,10 +275,14 @@ inline ForwardResult new_results(const CellFacts& spec, const Layout& l, const T
           new_if(spec.states > 1 && save, like, l.shape(others)),
           new_if(spec.saved > 0 && save, like, l.shape(spec.saved * hidden))};
 }
+// Columns / H of grad_gates_h: separate gates, then parameters.
+inline int separate_columns(const CellFacts& spec) {
+  return size_of_set(spec.separate) + spec.parameters;
+}
 inline BackwardResult new_grads(const CellFacts& spec, const Layout& l, const Tensor& like) {
   const int64_t hidden = l.hidden;
   return {torch::stable::new_empty(like, l.shape(spec.gates * hidden)),
-          new_if(spec.separate_columns > 0, like, l.shape(spec.separate_columns * hidden)),
+          new_if(separate_columns(spec) > 0, like, l.shape(separate_columns(spec) * hidden)),
           torch::stable::new_empty(like, l.state_shape(hidden)),
           new_if(spec.states > 1, like, l.state_shape((spec.states - 1) * hidden))};
 }

@@ -29,8 +29,8 @@ from emulator import Library as EmulatorLibrary
 import seqkernels  # noqa: F401  (loads torch's libraries)
 
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-BINDINGS = [HERE / "emulated_ops.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
-BINDINGS = [b for b in BINDINGS if b.name != "binding.cpp"]  # emulated_ops.cpp includes it
+BINDINGS = [HERE / "emulated_ops.cpp", ROOT / "csrc" / "ops.cpp", ROOT / "csrc" / "decode_ops.cpp"]
+BINDINGS += sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
 
 
 class EmulatedOps:
@@ -39,12 +39,10 @@ class EmulatedOps:
     Args:
         namespace: the ops are `torch.ops.<namespace>`.
         flags: further compiler flags.
-        decode: with greedy decoding.
     """
 
-    def __init__(self, namespace: str, flags: tuple[str, ...] = (), decode: bool = True):
-        self.namespace, self.flags = namespace, [*flags, f"-DSK_EMULATED={namespace}"]
-        self.decode = decode
+    def __init__(self, namespace: str, *flags: str):
+        self.namespace, self.flags = namespace, flags
 
     def _build(self) -> Path:
         torch_dir = Path(torch.__file__).parent
@@ -54,18 +52,14 @@ class EmulatedOps:
         core = [*CORE_FLAGS, *includes]
         includes += [f"-isystem{torch_dir / 'include'}"]
         includes += [f"-isystem{sysconfig.get_paths()['include']}"]
-        flags = [*FLAGS, *self.flags, "-fvisibility=hidden"]
+        flags = [*FLAGS, *self.flags, f"-DSK_LIBRARY={self.namespace}", "-fvisibility=hidden"]
         flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
         headers = _headers()
         own = headers + b"".join(b.read_bytes() for b in (ROOT / "csrc").rglob("*.cpp"))
         own += torch.__version__.encode()
-
-        def wanted(source):
-            return self.decode or not source.name.startswith("decode")
-
-        jobs = [(k, kernels, headers) for k in filter(wanted, KERNELS)]
+        jobs = [(k, kernels, headers) for k in KERNELS]
         jobs += [(HERE / f"{c}.cpp", core, headers) for c in CORE]
-        jobs += [(b, flags, own) for b in filter(wanted, BINDINGS)]
+        jobs += [(b, flags, own) for b in BINDINGS]
         # Not the stable ABI: torch's allocators are no part of it.
         jobs.append((HERE / "guarded_torch.cpp", [*FLAGS, *includes], own))
         libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -141,6 +135,7 @@ library, ops, refuse = _PRODUCT.library, _PRODUCT.ops, _PRODUCT.refuse
 guarded, check_memory = _PRODUCT.guarded, _PRODUCT.check_memory
 TOYS = EmulatedOps(
     "seqkernels_toys",
-    ('-DSK_MORE_CELLS="more_cells.h"', "-DSK_ONLY_MORE_CELLS", f"-I{TOYS_FOLDER}"),
-    decode=False,
+    '-DSK_MORE_CELLS="more_cells.h"',
+    "-DSK_ONLY_MORE_CELLS",
+    f"-I{TOYS_FOLDER}",
 )
