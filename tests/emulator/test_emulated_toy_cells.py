@@ -138,10 +138,12 @@ JOINED = [
     for check, cell, math in product((directions, layers), SPECS, MATHS)
     if (check, cell) != (layers, "slstm") or math == "float32"
 ]
+# Of single numbers the rule of parity.py compares luck: joined.py draws the same ones every time.
+WIDE = {name: case for name, case in OPTIONS.items() if case.hidden_size > 1}
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("case", list(OPTIONS.values())[1:], ids=list(OPTIONS)[1:])
+@pytest.mark.parametrize("case", WIDE.values(), ids=WIDE)
 @pytest.mark.parametrize("check, cell, math", JOINED, indirect=["math"])
 def test_joined(check, cell, math, case, exchange):
     check(cell, case, math, **EXCHANGES[exchange])
@@ -151,9 +153,10 @@ def test_joined(check, cell, math, case, exchange):
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("check", [directions, layers])
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("math", ["float32"], indirect=True)
 @pytest.mark.parametrize("cell", SPECS)
-def test_schedules(cell, schedule, check, exchange):
-    check(cell, Case(5, 9, 72), MATHS["float32"], schedule, **EXCHANGES[exchange])
+def test_schedules(cell, math, schedule, check, exchange):
+    check(cell, Case(5, 9, 72), math, schedule, **EXCHANGES[exchange])
 
 
 def test_greedy_decoding():
