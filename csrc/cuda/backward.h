@@ -149,6 +149,13 @@ struct Backward {
     const Element& e = element[i];
     StepGrad<C, float>& v = step[i];
     if (kBegins) v.grad_state[0] += first ? 0.0f : returned(p, f, shared, i);
+    // Of an ended row; otherwise the step before would have to be kept for it.
+#pragma unroll
+    for (int k = 0; k < C::kGates; ++k) {
+      if (in_set(kOwn.grads, k)) v.grad_gates_x[k] = v.grad_gates_h[k] = 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < C::kParameters; ++k) v.grad_parameter[k] = 0.0f;
     if (alive[i]) {
       if (kBegins) {
 #pragma unroll
@@ -167,7 +174,7 @@ struct Backward {
     if (kEnds) dropped[i] = reset[i];
 #pragma unroll
     for (int k = 0; k < kOwn.gates; ++k) {
-      stage<M>(p, slice, k, e, alive[i] ? v.through(kOwn.first_gate + k) : 0.0f);
+      stage<M>(p, slice, k, e, v.through(kOwn.first_gate + k));
     }
   }
 
