@@ -114,8 +114,8 @@ def layer_inputs(cell: str, case: Case, dtype: torch.dtype, count: int, device="
         weight_ih = [w.abs() * h**-0.5 for w in weight_ih]
         bias_ih = [b.abs() + 0.5 for b in bias_ih]
     weight_ih, bias_ih = ([t.to(dtype).to(device) for t in ts] for ts in (weight_ih, bias_ih))
-    if not case.bias:
-        bias_ih, bias_hh = [], []
+    if not case.bias:  # a cell's parameters stay, which stand behind the recurrent bias
+        bias_ih, bias_hh = [], bias_hh if spec.parameters else []
     states = [None if s[0] is None else torch.stack(s) for s in states]
     inputs = [gates_x[0], weight_ih, list(weight_hh), bias_ih, list(bias_hh), *states]
     return inputs, drawn[0][1][:3]

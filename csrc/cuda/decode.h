@@ -8,6 +8,7 @@
 // Limitations:
 //   at most 8 layers and 64 rows; no float64; weights that fit on chip (decode_plan says why not);
 //   products are plain multiply-adds, no tensor cores: it is made for few rows;
+//   cells of one stage without parameters;
 //   a start token outside the embedding is read as the nearest one inside.
 #pragma once
 #include "decode_launch.h"
@@ -23,7 +24,7 @@ template <typename scalar_t>
 struct Shared {
   scalar_t* weights;
   float *x, *h;       // [tile, pitch] inputs of the rows of a tile
-  float* c;           // [L, units, N]
+  float* c;           // [L, S-1, units, N] all states but h
   float *best, *sum;  // [warps, N]
   int* word;
   int *rows, *token;  // [N] rows that still run; the last token of every row
@@ -40,7 +41,7 @@ SK_DEVICE Shared<scalar_t> layout(char* base, const DecodeSizes& s, const Decode
   m.x = reinterpret_cast<float*>(base + (weights * sizeof(scalar_t) + 15) / 16 * 16);
   m.h = m.x + p.tile * (wide > own ? wide : own);
   m.c = m.h + p.tile * own;
-  m.best = m.c + (s.states == 2 ? int64_t(s.layers) * p.units * s.rows : 0);
+  m.best = m.c + int64_t(s.states - 1) * s.layers * p.units * s.rows;
   m.sum = m.best + kWarps * s.rows;
   m.word = reinterpret_cast<int*>(m.sum + kWarps * s.rows);
   m.rows = m.word + kWarps * s.rows;
@@ -64,9 +65,9 @@ SK_DEVICE scalar_t* keep(scalar_t* to, const void* weight, int depth, int first,
   return to + int64_t(count) * pitch;
 }
 
-// sums[g][r] += the lane's share of weight row g times input row r. The third row's products go to
-// sums[kLast]: a GRU keeps the two parts of its n gate apart.
-template <int kRowsOfWeights, int kTile, int kLast, typename scalar_t, int kSums>
+// sums[g][r] += the lane's share of weight row g times input row r. Products of the rows in kApart
+// go to sums of their own, behind the others.
+template <int kRowsOfWeights, int kTile, unsigned kApart, typename scalar_t, int kSums>
 SK_DEVICE void multiply(float (&sums)[kSums][kTile], const scalar_t* weights, const float* input,
                         int pitch, int input_pitch) {
   for (int k = sk::lane_id() * 4; k < pitch; k += 128) {
@@ -79,7 +80,7 @@ SK_DEVICE void multiply(float (&sums)[kSums][kTile], const scalar_t* weights, co
     }
 #pragma unroll
     for (int g = 0; g < kRowsOfWeights; ++g) {
-      const int to = g == 2 ? kLast : g;
+      const int to = in_set(kApart, g) ? kRowsOfWeights + place_in_set(kApart, g) : g;
       const auto pack = *reinterpret_cast<const Pack<scalar_t, 4>*>(weights + g * pitch + k);
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
@@ -130,8 +131,9 @@ SK_DEVICE void include(float x, int at, float* best, int* word, float* sum, bool
 
 template <typename C, typename scalar_t, int kTile>
 __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(DecodeArgs a) {
-  constexpr int kGates = C::kGates, kSums = C::kHidden ? kGates + 1 : kGates;
-  constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
+  // A gate whose gradients differ takes its two products one by one.
+  constexpr int kGates = C::kGates, kSums = kGates + size_of_set(C::kSeparate);
+  constexpr int kOthers = kOtherStates<C>;
   SK_SHARED(base);
   const DecodeSizes& s = a.sizes;
   const Shared<scalar_t> m = layout<scalar_t>(base, s, a.plan);
@@ -152,11 +154,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(DecodeArgs a)
   }
   const scalar_t* const projection = next;
   keep(next, a.weight_out, s.hidden, first_word, words, 1, 0);
-  if (C::kStates == 2)
-    for (int i = threadIdx.x; i < s.layers * units * s.rows; i += kDecodeThreads) {
-      const int row = i % s.rows, unit = i / s.rows % units, l = i / s.rows / units;
-      m.c[(l * a.plan.units + unit) * s.rows + row] =
-          element<scalar_t>(a.c_0, l * layer_states + int64_t(row) * s.hidden + first_unit + unit);
+  if (kOthers > 0)
+    for (int i = threadIdx.x; i < s.layers * kOthers * units * s.rows; i += kDecodeThreads) {
+      const int row = i % s.rows, unit = i / s.rows % units, state = i / s.rows / units;
+      const int64_t from = int64_t(state / room(kOthers)) * s.rows + row;
+      m.c[(state * a.plan.units + unit) * s.rows + row] = element<scalar_t>(
+          a.c_0, (from * kOthers + state % room(kOthers)) * s.hidden + first_unit + unit);
     }
   for (int n = threadIdx.x; n < s.rows; n += kDecodeThreads) {
     const int64_t start = a.start[n];
@@ -197,31 +200,37 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(DecodeArgs a)
         __syncthreads();
         for (int u = sk::warp_id(); u < units; u += kWarps) {
           float sums[kSums][kTile] = {}, total[kSums];
-          multiply<kGates, kTile, 2>(sums, weights + int64_t(u) * kGates * pitch, m.x, pitch,
+          multiply<kGates, kTile, 0>(sums, weights + int64_t(u) * kGates * pitch, m.x, pitch,
                                      pitch);
-          multiply<kGates, kTile, C::kHidden ? kGates : 2>(
-              sums, weights_hh + int64_t(u) * kGates * own, m.h, own, own);
+          multiply<kGates, kTile, C::kSeparate>(sums, weights_hh + int64_t(u) * kGates * own, m.h,
+                                                own, own);
           gather(total, sums);
           const int r = sk::lane_id();
           if (r < kTile && tile + r < running) {
             const int unit = first_unit + u, row = m.rows[tile + r];
-            float x[kGates], y[kGates], saved[kSaved], new_h, new_c = 0.0f;
+            Step<C, float> v;
 #pragma unroll
             for (int g = 0; g < kGates; ++g) {
-              const bool apart = C::kHidden && g == kGates - 1;
-              x[g] = total[g] + element<scalar_t>(a.bias_ih[l], g * s.hidden + unit);
-              y[g] = (apart ? total[kSums - 1] : 0.0f) +
-                     element<scalar_t>(a.bias_hh[l], g * s.hidden + unit);
+              const int apart = in_set(C::kSeparate, g) ? place_in_set(C::kSeparate, g) : -1;
+              v.gates_x[g] = total[g] + element<scalar_t>(a.bias_ih[l], g * s.hidden + unit);
+              v.gates_h[g] = (apart < 0 ? 0.0f : total[kGates + apart]) +
+                             element<scalar_t>(a.bias_hh[l], g * s.hidden + unit);
             }
-            float* c = m.c + (l * a.plan.units + u) * s.rows + row;
+            float* const c = m.c + (int64_t(l) * kOthers * a.plan.units + u) * s.rows + row;
+            const int next_state = a.plan.units * s.rows;
+            v.state[0] = m.h[r * own + unit];
+#pragma unroll
+            for (int j = 1; j < C::kStates; ++j) v.state[j] = c[(j - 1) * next_state];
+            C::template forward<0>(v);
             const int64_t at = l * layer_states + int64_t(row) * s.hidden + unit;
-            C::forward(x, y, m.h[r * own + unit], C::kStates == 2 ? *c : 0.0f, &new_h, &new_c,
-                       saved);
-            after[at] = new_h;
-            static_cast<scalar_t*>(a.h_n)[at] = narrow<scalar_t>(new_h);
-            if (C::kStates == 2) {
-              *c = new_c;
-              static_cast<scalar_t*>(a.c_n)[at] = narrow<scalar_t>(new_c);
+            after[at] = v.new_state[0];
+            static_cast<scalar_t*>(a.h_n)[at] = narrow<scalar_t>(v.new_state[0]);
+            const int64_t state_row = int64_t(l) * s.rows + row;
+#pragma unroll
+            for (int j = 1; j < C::kStates; ++j) {
+              c[(j - 1) * next_state] = v.new_state[j];
+              static_cast<scalar_t*>(a.c_n)[(state_row * kOthers + j - 1) * s.hidden + unit] =
+                  narrow<scalar_t>(v.new_state[j]);
             }
           }
         }
@@ -246,7 +255,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(DecodeArgs a)
       for (int w = sk::warp_id() * 4; w < words; w += kWarps * 4) {
         float sums[4][kTile] = {}, logits[4];
         if (w + 4 <= words) {
-          multiply<4, kTile, 2>(sums, projection + int64_t(w) * own, m.h, own, own);
+          multiply<4, kTile, 0>(sums, projection + int64_t(w) * own, m.h, own, own);
           gather(logits, sums);
         } else {
 #pragma unroll
@@ -352,23 +361,15 @@ int launch_tile(const DecodeArgs& a, void* stream) {
 // Launches the kernel of a cell for one storage type.
 template <typename scalar_t>
 int launch_decode_as(Cell cell, const DecodeArgs& a, void* stream) {
-  const auto run = [&](auto c) {
-    using C = decltype(c);
-    return a.plan.tile == 1 ? launch_tile<C, scalar_t, 1>(a, stream)
-                            : launch_tile<C, scalar_t, 4>(a, stream);
-  };
-  switch (cell) {
-    case Cell::kLstm:
-      return run(Lstm());
-    case Cell::kGru:
-      return run(Gru());
-    case Cell::kRnnTanh:
-      return run(RnnTanh());
-    case Cell::kRnnRelu:
-      return run(RnnRelu());
-    default:
-      return 1;  // cudaErrorInvalidValue
-  }
+  return visit(cell, [&](auto type) {
+    using C = typename decltype(type)::type;
+    if constexpr (kPointwise<C>) {
+      return a.plan.tile == 1 ? launch_tile<C, scalar_t, 1>(a, stream)
+                              : launch_tile<C, scalar_t, 4>(a, stream);
+    } else {
+      return int(cudaErrorInvalidValue);
+    }
+  });
 }
 
 }  // namespace seqkernels

@@ -1,19 +1,9 @@
-// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.h. For the emulator the same file
-// serves CPU tensors in a library of its own, schemas included.
+// Greedy decoding on CUDA: seqkernels::<cell>_greedy for decode.h.
 #include <map>
 #include <mutex>
 
 #include "decode_launch.h"
 #include "tensors.h"
-
-#ifdef SK_EMULATE
-#define SK_LIBRARY seqkernels_emulated
-#include "../decode_ops.cpp"
-#define SK_DEVICE_KEY CPU
-#else
-#define SK_LIBRARY seqkernels
-#define SK_DEVICE_KEY CUDA
-#endif
 
 namespace seqkernels {
 namespace {
@@ -73,9 +63,11 @@ struct Weights {
 };
 
 // Shapes, dtypes and devices; makes everything contiguous.
-DecodeSizes check(const CellSizes& spec, Weights& w, Tensor& h_0, Optional& c_0, Tensor& start,
+DecodeSizes check(const CellFacts& spec, Weights& w, Tensor& h_0, Optional& c_0, Tensor& start,
                   const std::string& op) {
   DecodeSizes sizes;
+  SK_CHECK(spec.stages == 1 && spec.parameters == 0, "seqkernels::", op,
+           ": greedy decoding takes cells whose step has one product and no parameters");
   SK_CHECK(w.embedding.dim() == 2 && w.weight_out.dim() == 2 && start.dim() == 1,
            "seqkernels::", op, ": embedding and weight_out must be matrices, start a vector");
   SK_CHECK(!w.weight_hh.empty() && w.weight_ih.size() == w.weight_hh.size(), "seqkernels::", op,
@@ -99,24 +91,23 @@ DecodeSizes check(const CellSizes& spec, Weights& w, Tensor& h_0, Optional& c_0,
   check_like(w.weight_out, w.embedding, {vocabulary, hidden}, op, "weight_out");
   check_like(w.bias_out, w.embedding, {vocabulary}, op, "bias_out");
   check_like(h_0, w.embedding, {layers, rows, hidden}, op, "h_0");
-  SK_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
-           ": c_0 is for lstm, and lstm needs it");
-  check_like(c_0, w.embedding, {layers, rows, hidden}, op, "c_0");
+  check_others(spec, c_0, w.embedding, {layers, rows, (spec.states - 1) * hidden}, op, "c_0");
   SK_CHECK(start.scalar_type() == ScalarType::Long, "seqkernels::", op, ": start must be int64");
   for (Tensors* tensors : {&w.weight_ih, &w.weight_hh, &w.bias_ih, &w.bias_hh})
     for (Tensor& t : *tensors) t = dense(t);
   for (Tensor* t : {&w.embedding, &w.weight_out, &h_0, &start}) *t = dense(*t);
   w.bias_out = dense(w.bias_out), c_0 = dense(c_0);
-  sizes.gates = int(spec.gates), sizes.states = int(spec.states), sizes.layers = int(layers);
+  sizes.gates = spec.gates, sizes.states = spec.states, sizes.layers = int(layers);
   sizes.rows = int(rows), sizes.embedding = int(w.embedding.size(1));
   sizes.hidden = int(hidden), sizes.vocabulary = int(vocabulary);
   return sizes;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec, Weights w,
-                                                          Tensor h_0, Optional c_0, Tensor start,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(Cell cell, Weights w, Tensor h_0,
+                                                          Optional c_0, Tensor start,
                                                           int64_t max_length, int64_t eos,
                                                           int64_t pad, bool scores) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_greedy";
   const Dtype dtype = dtype_of(w.embedding, op);
   DecodeArgs args;
@@ -167,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
   args.lengths = lengths.mutable_data_ptr<int64_t>();
   args.log_probs = static_cast<float*>(out(log_probs));
   args.h_n = out(h_n), args.c_n = out(c_n);
-  const int error = launch_decode(spec.cell, dtype, args, device.stream);
+  const int error = launch_decode(cell, dtype, args, device.stream);
   if (refuses_launch(error)) {
     const std::lock_guard<std::mutex> lock(mutex);
     refused[key_of(args.sizes, device.index)] = refusal_of(error);
@@ -177,18 +168,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy(const CellSizes& spec,
   return {tokens, lengths, log_probs, h_n, c_n};
 }
 
-template <typename C, Cell kCell>
+template <Cell kCell>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
     Tensor embedding, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
     Tensor weight_out, Optional bias_out, Tensor h_0, Optional c_0, Tensor start,
     int64_t max_length, int64_t eos, int64_t pad, bool scores) {
-  constexpr const char* kName = kCell == Cell::kLstm      ? "lstm"
-                                : kCell == Cell::kGru     ? "gru"
-                                : kCell == Cell::kRnnTanh ? "rnn_tanh"
-                                                          : "rnn_relu";
-  return greedy(sizes_of<C>(kCell, kName),
-                {embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out}, h_0, c_0,
-                start, max_length, eos, pad, scores);
+  return greedy(kCell, {embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out},
+                h_0, c_0, start, max_length, eos, pad, scores);
 }
 
 }  // namespace
@@ -196,9 +182,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
 
 STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   using namespace seqkernels;
-  m.impl("lstm_greedy", TORCH_BOX((&greedy_op<Lstm, Cell::kLstm>)));
-  m.impl("gru_greedy", TORCH_BOX((&greedy_op<Gru, Cell::kGru>)));
-  m.impl("rnn_tanh_greedy", TORCH_BOX((&greedy_op<RnnTanh, Cell::kRnnTanh>)));
-  m.impl("rnn_relu_greedy", TORCH_BOX((&greedy_op<RnnRelu, Cell::kRnnRelu>)));
+#define SK_IMPL(Type, name) \
+  if constexpr (kPointwise<Type>) m.impl(#name "_greedy", TORCH_BOX((&greedy_op<Cell::k##Type>)));
+  SK_FOR_EACH_CELL(SK_IMPL)
+#undef SK_IMPL
   m.impl("greedy_refusal", TORCH_BOX(&greedy_refusal));
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cells.h"
+#include "cells/all.h"
 #include "launch.h"
 
 namespace seqkernels {
@@ -35,7 +35,7 @@ inline int64_t decode_shared_bytes(const DecodeSizes& s, const DecodePlan& p) {
   const int64_t others = (s.layers - 1) * p.units * s.gates * 2 * own;
   const int64_t weights = (first + others + p.words * own) * s.element_size;
   const int64_t inputs = p.tile * ((wide > own ? wide : own) + own);
-  const int64_t cells = s.states == 2 ? int64_t(s.layers) * p.units * s.rows : 0;
+  const int64_t cells = int64_t(s.states - 1) * s.layers * p.units * s.rows;
   const int64_t best = 3 * (kDecodeThreads / 32) * s.rows;
   const int64_t lists = 2 * s.rows + 1;
   return (weights + 15) / 16 * 16 + (inputs + cells + best + lists) * 4;
@@ -78,7 +78,7 @@ struct DecodeArgs {
   const void* bias_hh[kDecodeLayers] = {};
   const void* weight_out = nullptr;  // [V, H]
   const void* bias_out = nullptr;    // [V] or null
-  const void* c_0 = nullptr;         // [L, N, H]
+  const void* c_0 = nullptr;         // [L, N, (S-1)*H]: all states but h
   const int64_t* start = nullptr;    // [N]
   int64_t max_length = 0, eos = -1;
   bool scores = false;
@@ -90,10 +90,11 @@ struct DecodeArgs {
   int64_t* chosen = nullptr;            // [N, max_length], full of padding
   int64_t* lengths = nullptr;           // [N]
   float* log_probs = nullptr;           // [N], zeros
-  void *h_n = nullptr, *c_n = nullptr;  // [L, N, H] storage
+  void *h_n = nullptr, *c_n = nullptr;  // [L, N, H], [L, N, (S-1)*H] storage
 };
 
-// One storage type each. cudaErrorCooperativeLaunchTooLarge where the grid cannot be co-resident.
+// One storage type each, for cells whose step needs gates and state alone.
+// cudaErrorCooperativeLaunchTooLarge where the grid cannot be co-resident.
 int launch_decode_float32(Cell cell, const DecodeArgs& args, void* stream);
 int launch_decode_half(Cell cell, const DecodeArgs& args, void* stream);
 int launch_decode_bfloat16(Cell cell, const DecodeArgs& args, void* stream);

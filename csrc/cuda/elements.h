@@ -50,6 +50,22 @@ SK_DEVICE void store(void* p, int64_t i, const acc_t (&from)[V]) {
   *reinterpret_cast<Pack<scalar_t, V>*>(static_cast<scalar_t*>(p) + i) = pack;
 }
 
+// The same for a member of V structures, to which `member` leads.
+template <typename scalar_t, typename S, int V, typename Member>
+SK_DEVICE void load_each(S (&each)[V], const Member& member, const void* p, int64_t i) {
+  std::decay_t<decltype(member(each[0]))> lanes[V];
+  load<V, scalar_t>(lanes, p, i);
+#pragma unroll
+  for (int v = 0; v < V; ++v) member(each[v]) = lanes[v];
+}
+template <typename scalar_t, typename S, int V, typename Member>
+SK_DEVICE void store_each(void* p, int64_t i, const S (&each)[V], const Member& member) {
+  std::decay_t<decltype(member(each[0]))> lanes[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) lanes[v] = member(each[v]);
+  store<V, scalar_t>(p, i, lanes);
+}
+
 // The V units of this thread, or `valid` = false past the end.
 struct Place {
   int64_t row, unit;

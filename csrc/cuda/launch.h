@@ -9,42 +9,46 @@
 #include <type_traits>
 #include <vector>
 
-#include "cells.h"
+#include "cells/all.h"
 #include "plan.h"
 
 namespace seqkernels {
 
-// One pointwise step of `rows` rows. Null pointers leave a part out.
+// The pointwise part of one stage of a step, `rows` rows, of a cell with G gates, P parameters, S
+// states and K saved values. Null pointers leave a part out.
 struct CellForwardArgs {
   int64_t rows = 0, hidden = 0;
   const void* gates_x = nullptr;  // [rows, G*H]
-  const void* gates_h = nullptr;  // [rows, G*H], the recurrent product without bias
-  const void* bias_hh = nullptr;  // [G*H]
+  // [rows, gates*H], the recurrent products of this stage and those before it, without bias.
+  const void* gates_h[kMaxStages] = {};
+  const void* bias_hh = nullptr;  // [(G+P)*H]
   const void* h = nullptr;        // [rows, H] previous state in storage; null: it is in the carry
-  const void* c = nullptr;
-  void* carry_h = nullptr;  // [rows, H] previous state, replaced by the new one
-  void* carry_c = nullptr;
+  const void* c = nullptr;        // [rows, (S-1)*H]
+  void* carry_h = nullptr;        // [rows, H] previous state, replaced by the new one
+  void* carry_c = nullptr;        // [rows, (S-1)*H]
   const int64_t* lengths = nullptr;  // [rows]: a row whose length is at most `step` stays as it is
   int64_t step = 0;
   const bool* reset = nullptr;  // [rows]: the previous state is zero, unless the row has ended
   void* output = nullptr;       // [rows, H] new h, zeros in ended rows
-  void* c_sequence = nullptr;   // [rows, H]
+  void* c_sequence = nullptr;   // [rows, (S-1)*H]
   void* saved = nullptr;        // [rows, K*H]
   void* h_next = nullptr;       // [rows, H] state after the step, ended rows included
-  // gru_reset_before alone: its step has two launches with a product between.
-  void* update = nullptr;   // [rows, H] carry: z, from the first launch to the second
-  void* reset_h = nullptr;  // [rows, H] r * h, from the first launch
+  // Of cells with several stages.
+  void* kept = nullptr;     // [rows, kept*H] carry: values that later stages read
+  void* operand = nullptr;  // [rows, H] what the product of the next stage reads
 };
 
-// Gradients of one step. The gradient of the new h is carry_h + recurrent + grad_output.
+// Gradients of one stage, the last one first. The gradient of the new h is carry_h + recurrent +
+// grad_output.
 struct CellBackwardArgs {
   int64_t rows = 0, hidden = 0;
   const void* grad_output = nullptr;      // [rows, H]
-  const void* grad_c_sequence = nullptr;  // [rows, H]
+  const void* grad_c_sequence = nullptr;  // [rows, (S-1)*H]
   const void* recurrent = nullptr;        // [rows, H] what came back through the product
   const bool* recurrent_reset = nullptr;  // [rows]: where true, `recurrent` counts as zero
+  const void* bias_hh = nullptr;          // [(G+P)*H]: parameters
   void* carry_h = nullptr;                // [rows, H] gradient of the state, replaced
-  void* carry_c = nullptr;
+  void* carry_c = nullptr;                // [rows, (S-1)*H]
   const void* previous_h = nullptr;  // [rows, H] state before the step, of the first previous_rows
   const void* previous_c = nullptr;
   const void* first_h = nullptr;  // [rows, H] the same for all other rows
@@ -59,21 +63,16 @@ struct CellBackwardArgs {
   const bool* reset = nullptr;
   void* grad_gates_x = nullptr;   // [rows, G*H]
   void* grad_gates_h = nullptr;   // [rows, G*H], whole
-  void* grad_gates_hn = nullptr;  // [rows, H], gru's n columns
+  void* grad_separate = nullptr;  // [rows, columns*H], of the separate gates and parameters
   void* grad_h = nullptr;         // [rows, H] in storage
   void* grad_c = nullptr;
-  const void* grad_reset_h = nullptr;  // [rows, H] gradient of r * h: second launch alone
+  const void* grad_operand = nullptr;  // [rows, H]: every launch but the last stage's
 };
 
-int launch_cell_forward(Cell cell, Dtype dtype, const CellForwardArgs& args, void* stream);
-int launch_cell_backward(Cell cell, Dtype dtype, const CellBackwardArgs& args, void* stream);
-// The two halves of a step of gru_reset_before. First half: product with the r and z rows,
-// gates_h [rows, 2H]; second: product of r * h with the n rows, gates_h [rows, H].
-int launch_reset_forward(Dtype dtype, const CellForwardArgs& args, void* stream);
-int launch_update_forward(Dtype dtype, const CellForwardArgs& args, void* stream);
-// Backward runs the halves the other way round; its first half gives the z and n columns.
-int launch_update_backward(Dtype dtype, const CellBackwardArgs& args, void* stream);
-int launch_reset_backward(Dtype dtype, const CellBackwardArgs& args, void* stream);
+int launch_cell_forward(Cell cell, int stage, Dtype dtype, const CellForwardArgs& args,
+                        void* stream);
+int launch_cell_backward(Cell cell, int stage, Dtype dtype, const CellBackwardArgs& args,
+                         void* stream);
 // carry = storage, or zeros where `from` is null; `count` elements.
 int launch_widen(Dtype dtype, void* carry, const void* from, int64_t count, void* stream);
 // to = carry + recurrent (where given, and not where `reset` [rows]), [rows, hidden].
@@ -107,7 +106,7 @@ struct SequenceArgs {
   // Backward; of stacked layers the gradients of the sequences are those of the last.
   const void *grad_output = nullptr, *grad_h_n = nullptr, *grad_c_n = nullptr;
   const void* grad_c_sequence = nullptr;
-  void *grad_gates_x = nullptr, *grad_gates_hn = nullptr;
+  void *grad_gates_x = nullptr, *grad_separate = nullptr;
   void *grad_h_0 = nullptr, *grad_c_0 = nullptr;
 };
 // Padding would be copied to the device with whatever it holds; gcc 12 clears it in the wrong place

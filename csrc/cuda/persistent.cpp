@@ -26,13 +26,13 @@ Math math_of(Dtype dtype, const std::string& op) {
 // stream-ordered.
 class Launch {
  public:
-  Launch(const CellSizes& spec, bool backward, const Layout& l, const Tensor& h_0,
-         const OnDevice& device, const std::string& op)
+  Launch(Cell cell, bool backward, const Layout& l, const Tensor& h_0, const OnDevice& device,
+         const std::string& op)
       : op_(op) {
     SK_CHECK(l.steps < (int64_t(1) << 30), "seqkernels::", op, ": the sequence of ", l.steps,
              " steps is too long");
     request_ = request_for(device.facts);
-    request_.cell = spec.cell, request_.math = math_of(dtype_of(h_0, op), op);
+    request_.cell = cell, request_.math = math_of(dtype_of(h_0, op), op);
     request_.backward = backward;
     request_.batch = l.batch, request_.hidden = l.hidden;
     request_.parts = static_cast<int>(std::max<int64_t>(1, l.parts)), request_.stacked = l.stacked;
@@ -98,12 +98,6 @@ struct Weights {
   Tensors weight_hh, bias_hh, weight_ih, bias_ih;
 };
 
-void check_list(const Tensors& list, int64_t count, const std::vector<int64_t>& sizes,
-                const Tensor& like, const std::string& op, const char* name) {
-  SK_CHECK(static_cast<int64_t>(list.size()) == count, "seqkernels::", op, ": expected ", count,
-           " tensors ", name, ", got ", list.size());
-  for (const Tensor& x : list) check_like(x, like, sizes, op, name);
-}
 void set_weights(const Weights& weights, SequenceArgs* a) {
   for (size_t i = 0; i < weights.weight_hh.size(); ++i) a->weight_hh[i] = in(weights.weight_hh[i]);
   for (size_t i = 0; i < weights.bias_hh.size(); ++i) a->bias_hh[i] = in(weights.bias_hh[i]);
@@ -113,82 +107,78 @@ void set_weights(const Weights& weights, SequenceArgs* a) {
   for (size_t i = 0; i < weights.bias_ih.size(); ++i) a->bias_ih[i + 1] = in(weights.bias_ih[i]);
 }
 
-ForwardResult forward(const CellSizes& spec, const std::string& op, const Layout& l, Tensor gates_x,
+ForwardResult forward(Cell cell, const std::string& op, const Layout& l, Tensor gates_x,
                       const Weights& weights, Tensor h_0, Optional c_0, bool save) {
   const OnDevice device(h_0);
   gates_x = dense(gates_x), h_0 = dense(h_0), c_0 = dense(c_0);
-
-  const bool two = spec.states == 2;
-  const int64_t hidden = l.hidden;
-  const Tensor output = new_empty(gates_x, l.shape(hidden));
-  const Tensor c_sequence = two && save ? new_empty(gates_x, l.shape(hidden)) : absent(gates_x);
-  const Tensor saved =
-      spec.saved && save ? new_empty(gates_x, l.shape(spec.saved * hidden)) : absent(gates_x);
-  const Tensor h_n = new_empty(h_0, l.state_shape()),
-               c_n = two ? new_empty(h_0, l.state_shape()) : absent(h_0);
-  if (l.batch * hidden == 0) return {output, h_n, c_n, c_sequence, saved};
-  Launch launch(spec, false, l, h_0, device, op);
+  const ForwardResult results = new_results(facts(cell), l, h_0, save);
+  const auto& [output, h_n, c_n, c_sequence, saved] = results;
+  if (l.batch * l.hidden == 0) return results;
+  Launch launch(cell, false, l, h_0, device, op);
   SequenceArgs& a = launch.args;
   set_weights(weights, &a);
   a.gates_x = in(gates_x), a.h_0 = in(h_0), a.c_0 = in(c_0);
   a.h_n = out(h_n), a.c_n = out(c_n);
   a.output = out(output), a.c_sequence = out(c_sequence), a.saved = out(saved);
   launch.run(device);
-  return {output, h_n, c_n, c_sequence, saved};
+  return results;
 }
 
-// What a backward is given beside its weights and layout.
-struct Gradients {
-  Optional output, h_n, c_n, c_sequence;
-};
-struct Results {
-  Tensor output, c_sequence, saved;
-};
-
-BackwardResult backward(const CellSizes& spec, const std::string& op, const Layout& l,
-                        Gradients grad, const Weights& weights, Tensor h_0, Optional c_0,
-                        Results results) {
+BackwardResult backward(Cell cell, const std::string& op, const Layout& l, const Given& given,
+                        const Weights& weights, Tensor h_0, Optional c_0) {
   const OnDevice device(h_0);
-  grad.output = dense(grad.output), grad.h_n = dense(grad.h_n), grad.c_n = dense(grad.c_n);
-  grad.c_sequence = dense(grad.c_sequence), h_0 = dense(h_0), c_0 = dense(c_0);
-  const Tensor output = dense(results.output), c_sequence = dense(results.c_sequence),
-               saved = dense(results.saved);
-
-  const bool two = spec.states == 2;
-  const int64_t hidden = l.hidden;
-  const Tensor grad_gates_x = new_empty(output, l.shape(spec.gates * hidden));
-  const Tensor grad_gates_hn = spec.hidden ? new_empty(output, l.shape(hidden)) : absent(output);
-  const Tensor grad_h_0 = new_empty(h_0, l.state_shape());
-  const Tensor grad_c_0 = two ? new_empty(h_0, l.state_shape()) : absent(h_0);
-  if (l.batch * hidden == 0) return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
-  Launch launch(spec, true, l, h_0, device, op);
+  const Given g = dense(facts(cell), given);
+  h_0 = dense(h_0), c_0 = dense(c_0);
+  const BackwardResult grads = new_grads(facts(cell), l, h_0);
+  const auto& [grad_gates_x, grad_separate, grad_h_0, grad_c_0] = grads;
+  if (l.batch * l.hidden == 0) return grads;
+  Launch launch(cell, true, l, h_0, device, op);
   SequenceArgs& a = launch.args;
   set_weights(weights, &a);
   a.h_0 = in(h_0), a.c_0 = in(c_0);
   // The kernel takes one set of pointers forward and backward; the backward only reads these.
-  a.output = const_cast<void*>(in(output));
-  a.c_sequence = two ? const_cast<void*>(in(c_sequence)) : nullptr;
-  a.saved = spec.saved ? const_cast<void*>(in(saved)) : nullptr;
-  a.grad_output = in(grad.output), a.grad_h_n = in(grad.h_n);
-  a.grad_c_n = two ? in(grad.c_n) : nullptr;
-  a.grad_c_sequence = two ? in(grad.c_sequence) : nullptr;
-  a.grad_gates_x = out(grad_gates_x), a.grad_gates_hn = out(grad_gates_hn);
+  a.output = const_cast<void*>(in(g.output)), a.c_sequence = const_cast<void*>(in(g.c_sequence));
+  a.saved = const_cast<void*>(in(g.saved));
+  a.grad_output = in(g.grad_output), a.grad_c_sequence = in(g.grad_c_sequence);
+  a.grad_h_n = in(g.grad_h_n), a.grad_c_n = in(g.grad_c_n);
+  a.grad_gates_x = out(grad_gates_x), a.grad_separate = out(grad_separate);
   a.grad_h_0 = out(grad_h_0), a.grad_c_0 = out(grad_c_0);
   launch.run(device);
-  return {grad_gates_x, grad_gates_hn, grad_h_0, grad_c_0};
+  return grads;
 }
 
-// Checks of the weights of several parts, beside those of the first.
-void check_parts(const CellSizes& spec, const Layout& l, const Weights& w, const Tensor& h_0,
+// Checks of the weights of several parts, beside those of the first. The backward needs only some.
+void check_parts(const CellFacts& spec, const Layout& l, const Weights& w, const Tensor& h_0,
                  const std::string& op) {
-  const int64_t rows = spec.gates * l.hidden;
-  check_list(w.weight_hh, l.parts, {rows, l.hidden}, h_0, op, "weight_hh");
-  check_list(w.bias_hh, w.bias_hh.empty() ? 0 : l.parts, {rows}, h_0, op, "bias_hh");
-  const int64_t above = l.stacked ? l.parts - 1 : 0;
-  check_list(w.weight_ih, above, {rows, l.hidden}, h_0, op, "weight_ih");
-  check_list(w.bias_ih, w.bias_ih.empty() ? 0 : above, {rows}, h_0, op, "bias_ih");
+  const int64_t rows = spec.gates * l.hidden, above = l.stacked ? l.parts - 1 : 0;
+  const auto check_list = [&](const Tensors& list, int64_t count, const char* name) {
+    SK_CHECK(static_cast<int64_t>(list.size()) == count, "seqkernels::", op, ": expected ", count,
+             " tensors ", name, ", got ", list.size());
+  };
+  check_list(w.weight_hh, l.parts, "weight_hh");
+  check_list(w.weight_ih, above, "weight_ih");
+  if (!w.bias_hh.empty()) check_list(w.bias_hh, l.parts, "bias_hh");
+  if (!w.bias_ih.empty()) check_list(w.bias_ih, above, "bias_ih");
+  for (const Tensor& x : w.weight_hh) check_like(x, h_0, {rows, l.hidden}, op, "weight_hh");
+  for (const Tensor& x : w.weight_ih) check_like(x, h_0, {rows, l.hidden}, op, "weight_ih");
+  for (const Tensor& x : w.bias_ih) check_like(x, h_0, {rows}, op, "bias_ih");
+  if (w.bias_hh.empty()) check_bias(spec, l.hidden, std::nullopt, h_0, op);
+  for (const Tensor& x : w.bias_hh) check_bias(spec, l.hidden, x, h_0, op);
 }
 
+Weights weights_of_one(const CellFacts& spec, const Layout& l, const Tensor& weight_hh,
+                       const Optional& bias_hh, const Tensor& h_0, const std::string& op) {
+  check_bias(spec, l.hidden, bias_hh, h_0, op);
+  Weights weights{{dense(weight_hh)}, {}, {}, {}};
+  if (bias_hh.has_value()) weights.bias_hh = {dense(*bias_hh)};
+  return weights;
+}
+
+int64_t direction_count(const Tensors& weight_hh, const std::string& op) {
+  SK_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
+           weight_hh.size());
+  return 2;
+}
 int64_t layer_count(const Tensors& weight_hh, const std::string& op) {
   const int64_t count = static_cast<int64_t>(weight_hh.size());
   SK_CHECK(count > 0 && count <= kMaxParts, "seqkernels::", op, ": expected 1 to ", kMaxParts,
@@ -212,87 +202,69 @@ int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& a
   return 1;  // cudaErrorInvalidValue
 }
 
-ForwardResult persistent_forward(const CellSizes& spec, Tensor gates_x, Tensor weight_hh,
-                                 Optional bias_hh, Tensor h_0, Optional c_0, Optional lengths,
-                                 Optional batch_sizes, Optional reset, bool reverse, bool save) {
+ForwardResult persistent_forward(Cell cell, Tensor gates_x, Tensor weight_hh, Optional bias_hh,
+                                 Tensor h_0, Optional c_0, const RowArgs& rows, bool save) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_sequence_persistent";
-  const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, reverse, op);
-  check_forward(spec, l, gates_x, weight_hh, bias_hh, h_0, c_0, op);
-  Weights weights{{dense(weight_hh)}, {}, {}, {}};
-  if (bias_hh.has_value()) weights.bias_hh = {dense(*bias_hh)};
-  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
+  const Layout l = layout_of(gates_x, h_0, rows, op);
+  check_forward(spec, l, gates_x, weight_hh, h_0, c_0, op);
+  const Weights weights = weights_of_one(spec, l, weight_hh, bias_hh, h_0, op);
+  return forward(cell, op, l, gates_x, weights, h_0, c_0, save);
 }
 
-BackwardResult persistent_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                                   Optional grad_c_n, Optional grad_c_sequence, Tensor weight_hh,
-                                   Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
-                                   Tensor saved, Optional lengths, Optional batch_sizes,
-                                   Optional reset, bool reverse) {
+BackwardResult persistent_backward(Cell cell, Given given, Tensor weight_hh, Optional bias_hh,
+                                   Tensor h_0, Optional c_0, const RowArgs& rows) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_sequence_persistent_backward";
-  const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, reverse, op);
-  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0,
-                 output, c_sequence, saved, op);
-  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence},
-                  {{dense(weight_hh)}, {}, {}, {}}, h_0, c_0, {output, c_sequence, saved});
+  const Layout l = layout_of(given.output, h_0, rows, op);
+  check_backward(spec, l, given, weight_hh, h_0, c_0, op);
+  const Weights weights = weights_of_one(spec, l, weight_hh, bias_hh, h_0, op);
+  return backward(cell, op, l, given, weights, h_0, c_0);
 }
 
-ForwardResult directions_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_hh,
-                                 Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
-                                 Optional batch_sizes, Optional reset, bool save) {
+ForwardResult directions_forward(Cell cell, Tensor gates_x, Tensors weight_hh, Tensors bias_hh,
+                                 Tensor h_0, Optional c_0, const RowArgs& rows, bool save) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_directions_persistent";
-  SK_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
-           weight_hh.size());
-  const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, 2);
-  check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
+  const Layout l = layout_of(gates_x, h_0, rows, op, direction_count(weight_hh, op));
+  check_forward(spec, l, gates_x, weight_hh[0], h_0, c_0, op);
   const Weights weights{dense(weight_hh), dense(bias_hh), {}, {}};
   check_parts(spec, l, weights, h_0, op);
-  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
+  return forward(cell, op, l, gates_x, weights, h_0, c_0, save);
 }
 
-BackwardResult directions_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                                   Optional grad_c_n, Optional grad_c_sequence, Tensors weight_hh,
-                                   Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
-                                   Tensor saved, Optional lengths, Optional batch_sizes,
-                                   Optional reset) {
+BackwardResult directions_backward(Cell cell, Given given, Tensors weight_hh, Tensors bias_hh,
+                                   Tensor h_0, Optional c_0, const RowArgs& rows) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_directions_persistent_backward";
-  SK_CHECK(weight_hh.size() == 2, "seqkernels::", op, ": expected 2 tensors weight_hh, got ",
-           weight_hh.size());
-  const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, false, op, 2);
-  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh[0], h_0, c_0,
-                 output, c_sequence, saved, op);
-  const Weights weights{dense(weight_hh), {}, {}, {}};
+  const Layout l = layout_of(given.output, h_0, rows, op, direction_count(weight_hh, op));
+  check_backward(spec, l, given, weight_hh[0], h_0, c_0, op);
+  const Weights weights{dense(weight_hh), dense(bias_hh), {}, {}};
   check_parts(spec, l, weights, h_0, op);
-  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence}, weights, h_0,
-                  c_0, {output, c_sequence, saved});
+  return backward(cell, op, l, given, weights, h_0, c_0);
 }
 
-ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_ih,
-                             Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, Tensor h_0,
-                             Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
-                             bool save) {
+ForwardResult layers_forward(Cell cell, Tensor gates_x, Tensors weight_ih, Tensors weight_hh,
+                             Tensors bias_ih, Tensors bias_hh, Tensor h_0, Optional c_0,
+                             const RowArgs& rows, bool save) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_layers_persistent";
-  const int64_t count = layer_count(weight_hh, op);
-  const Layout l = layout_of(gates_x, h_0, lengths, batch_sizes, reset, false, op, count, true);
-  check_forward(spec, l, gates_x, weight_hh[0], std::nullopt, h_0, c_0, op);
+  const Layout l = layout_of(gates_x, h_0, rows, op, layer_count(weight_hh, op), true);
+  check_forward(spec, l, gates_x, weight_hh[0], h_0, c_0, op);
   const Weights weights{dense(weight_hh), dense(bias_hh), dense(weight_ih), dense(bias_ih)};
   check_parts(spec, l, weights, h_0, op);
-  return forward(spec, op, l, gates_x, weights, h_0, c_0, save);
+  return forward(cell, op, l, gates_x, weights, h_0, c_0, save);
 }
 
-BackwardResult layers_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                               Optional grad_c_n, Optional grad_c_sequence, Tensors weight_ih,
-                               Tensors weight_hh, Tensor h_0, Optional c_0, Tensor output,
-                               Tensor c_sequence, Tensor saved, Optional lengths,
-                               Optional batch_sizes, Optional reset) {
+BackwardResult layers_backward(Cell cell, Given given, Tensors weight_ih, Tensors weight_hh,
+                               Tensors bias_hh, Tensor h_0, Optional c_0, const RowArgs& rows) {
+  const CellFacts& spec = facts(cell);
   const std::string op = std::string(spec.name) + "_layers_persistent_backward";
-  const int64_t count = layer_count(weight_hh, op);
-  const Layout l = layout_of(output, h_0, lengths, batch_sizes, reset, false, op, count, true, 1);
-  check_backward(spec, l, grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh[0], h_0, c_0,
-                 output, c_sequence, saved, op);
-  const Weights weights{dense(weight_hh), {}, dense(weight_ih), {}};
+  const Layout l = layout_of(given.output, h_0, rows, op, layer_count(weight_hh, op), true, 1);
+  check_backward(spec, l, given, weight_hh[0], h_0, c_0, op);
+  const Weights weights{dense(weight_hh), dense(bias_hh), dense(weight_ih), {}};
   check_parts(spec, l, weights, h_0, op);
-  return backward(spec, op, l, {grad_output, grad_h_n, grad_c_n, grad_c_sequence}, weights, h_0,
-                  c_0, {output, c_sequence, saved});
+  return backward(cell, op, l, given, weights, h_0, c_0);
 }
 
 }  // namespace seqkernels

@@ -63,6 +63,25 @@ SK_DEVICE void put(void* p, int64_t i, float x) {
   if (p != nullptr) static_cast<scalar_t*>(p)[i] = sk::from_float<scalar_t>(x);
 }
 
+// Where state `j` of a row lies in its tensor, which holds h or all others side by side.
+template <typename C>
+SK_DEVICE int64_t state_at(int64_t row, int j, int hidden, int unit) {
+  return (j == 0 ? row : row * kOtherStates<C> + j - 1) * hidden + unit;
+}
+
+// Vectors `first` to `first` + `count` of `from`, of the block's units; zeros beyond the layer. A
+// block barrier must follow.
+template <typename scalar_t>
+SK_DEVICE void load_vectors(const SequenceArgs& a, const Block& b, float* to, const void* from,
+                            int first, int count) {
+  const int units = a.plan.units, hidden = a.plan.hidden;
+  for (int i = b.thread; i < count * units; i += b.threads) {
+    const int unit = b.first_unit + i % units;
+    const int64_t at = int64_t(first + i / units) * hidden + unit;
+    to[i] = unit < hidden ? value_at<scalar_t>(from, at) : 0.0f;
+  }
+}
+
 // Element of block `block` of a slice, at the place where the product reads it.
 template <typename M>
 SK_DEVICE void stage(const Plan& p, char* slice, int block, const Element& e, float x) {

@@ -1,6 +1,6 @@
 // A whole sequence in one launch, forward and backward, for every cell, bfloat16 with float32 sums.
 // A block owns hidden units with all their gates; a warp a tile of 16 gate rows and part of k.
-// Recurrent weights stay in registers and shared memory, h and c (or their gradients) in registers.
+// Recurrent weights stay in registers and shared memory, states (or their gradients) in registers.
 // Blocks of a group exchange h (or gate gradients) every step: in a cluster, or by flagged words.
 // bench/results/<device>/standard.json will compare it with cuDNN; plan.h decides shapes and
 // refuses.

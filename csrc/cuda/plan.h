@@ -41,6 +41,7 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.rows_padded = round_up(p.rows, 8);
   p.slices = ceil_div(p.batch, p.rows);
   p.phases = set_phases(r.cell, r.backward, p.phase);
+  const CellFacts& cell = facts(r.cell);
   const int in_registers = register_tiles(r.math, p.phases, r.backward && r.stacked);
 
   int offset = 0, slice_bytes = 0, active = 0, widest = 0;
@@ -66,7 +67,7 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
     // Forward the layer below feeds its h to all own gates, backward the layer above the gradients
     // of all its gates to the own units, gate after gate.
     Phase& f = p.feed;
-    (r.backward ? f.in_width : f.row_gates) = gates_of(r.cell);
+    (r.backward ? f.in_width : f.row_gates) = cell.gates;
     f.span = p.blocks * p.units;
     const int tiles = ceil_div(f.in_width * f.span / per_chunk, 2);
     if (!cut(&f, p.units, 2 * ceil_div(tiles, f.pieces), f.pieces, 0)) {
@@ -102,7 +103,8 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
   p.partial_pitch = p.rows_padded + 4;  // floats; keeps the readers of one row off one bank
   offset += active * kTileRows * p.partial_pitch * 4;
   p.bias_offset = offset;
-  offset += round_up((r.stacked ? 2 : 1) * gates_of(r.cell) * p.units * 4, 16);
+  const int bias_rows = cell.gates + cell.parameters + (r.stacked ? cell.gates : 0);
+  offset += round_up(bias_rows * p.units * 4, 16);
   p.barrier_offset = offset;
   p.shared_bytes = offset + 16;
   if (p.shared_bytes > r.shared_per_block) {

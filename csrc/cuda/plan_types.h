@@ -18,7 +18,7 @@
 #include <cstdint>
 #include <string>
 
-#include "cells.h"
+#include "cells/all.h"
 
 namespace seqkernels {
 
@@ -30,7 +30,7 @@ enum class Exchange : int32_t { kNone, kCluster, kL2 };
 constexpr int kMaxWarps = 8, kTileRows = 16, kTileBytes = 512, kChunkBytes = 16;
 // Elements of the state that a thread owns.
 constexpr int kPerThread = 2;
-constexpr int kMaxPhases = 2;
+constexpr int kMaxPhases = kMaxStages;
 // Register-resident weight tiles of a warp for each product of a step: what leaves room for the
 // rest.
 constexpr int kRegisterTiles = 24, kTwoPhaseRegisterTiles = 11;
@@ -92,7 +92,7 @@ struct Plan {
 };
 
 struct PlanRequest {
-  Cell cell = Cell::kLstm;
+  Cell cell{};
   Math math = Math::kHalf;
   bool backward = false;
   int64_t batch = 0, hidden = 0;
@@ -112,21 +112,6 @@ struct Planned {
   std::string refusal;  // why there is no plan; empty where there is one
 };
 
-inline int gates_of(Cell cell) {
-  switch (cell) {
-    case Cell::kLstm:
-      return Lstm::kGates;
-    case Cell::kGru:
-      return Gru::kGates;
-    case Cell::kGruResetBefore:
-      return GruResetBefore::kGates;
-    case Cell::kRnnTanh:
-      return RnnTanh::kGates;
-    case Cell::kRnnRelu:
-      return RnnRelu::kGates;
-  }
-  return 0;
-}
 inline int element_bytes(Math math) {
   return math == Math::kHalf || math == Math::kBFloat16 ? 2 : 4;
 }
@@ -134,22 +119,18 @@ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 // The products of a step, in order; phase i reads what phase i - 1 (cyclically) has published.
+// The backward takes the stages from the last to the first: phase i multiplies the gate gradients
+// of the stage that came before, phase 0 those of the first stage of the step that came before.
 inline int set_phases(Cell cell, bool backward, Phase (&phase)[kMaxPhases]) {
-  const int gates = gates_of(cell);
-  if (cell != Cell::kGruResetBefore) {
-    phase[0].row_gates = backward ? 1 : gates;
-    phase[0].in_width = phase[0].out_width = backward ? gates : 1;
-    return 1;
+  const int stages = facts(cell).stages;
+  const auto& stage = facts(cell).stage;
+  for (int i = 0; i < stages; ++i) {
+    const Stage& in = stage[!backward ? i : i == 0 ? 0 : stages - i];
+    phase[i].gate = in.first_gate;
+    (backward ? phase[i].in_width : phase[i].row_gates) = in.gates;
+    if (backward) phase[i].out_width = stage[stages - 1 - i].gates;
   }
-  if (!backward) {  // r and z from h, publishing r * h; then n from r * h, publishing h
-    phase[0].row_gates = 2;
-    phase[1].gate = 2;
-    return 2;
-  }
-  // dh from (dr, dz), publishing dn; then d(r * h) from dn, publishing (dr, dz)
-  phase[0].in_width = phase[1].out_width = 2;
-  phase[1].gate = 2;
-  return 2;
+  return stages;
 }
 
 // Of a block, in shared memory.

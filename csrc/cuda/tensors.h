@@ -16,9 +16,13 @@
 #include <vector>
 
 #include "../check.h"
+#include "../library.h"
 #include "launch.h"
 
-#ifndef SK_EMULATE
+#ifdef SK_EMULATE
+#define SK_DEVICE_KEY CPU
+#else
+#define SK_DEVICE_KEY CUDA
 // In libtorch_cuda. Weak, so that the same library also loads into a CPU build of torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
                                                                                    void** stream);
@@ -30,17 +34,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
-
-// What cells.h says of a cell, as values.
-struct CellSizes {
-  Cell cell;
-  const char* name;
-  int64_t gates, states, saved, hidden;
-};
-template <typename C>
-constexpr CellSizes sizes_of(Cell cell, const char* name) {
-  return {cell, name, C::kGates, C::kStates, C::kSaved, C::kHidden};
-}
 
 // The device of `like` is current while this lives; `stream` is torch's current stream there.
 class OnDevice {
@@ -133,7 +126,9 @@ inline Tensors dense(Tensors list) {
 }
 
 // Pointers to read and write, null for what is absent.
-inline const void* in(const Optional& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
+inline const void* in(const Optional& x) {
+  return x.has_value() && x->numel() > 0 ? x->const_data_ptr() : nullptr;
+}
 inline void* out(const Tensor& x) { return x.numel() == 0 ? nullptr : x.mutable_data_ptr(); }
 // Row `row` of a matrix given by its first pointer.
 inline const void* rows_at(const void* p, int64_t row, int64_t columns, size_t size) {
@@ -163,6 +158,12 @@ inline Tensor longest_first(const Tensor& x) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// What an op is told of the rows of its sequence.
+struct RowArgs {
+  Optional lengths, batch_sizes, reset;
+  bool reverse = false;
+};
+
 // The layout of one call: how many steps and rows there are and where the rows of a step lie.
 struct Layout {
   int64_t steps = 0, batch = 0, hidden = 0;
@@ -190,17 +191,17 @@ struct Layout {
     if (packed()) return {offsets[steps], columns};
     return {steps, batch, columns};
   }
-  std::vector<int64_t> state_shape() const {
-    if (parts > 0) return {parts, batch, hidden};
-    return {batch, hidden};
+  std::vector<int64_t> state_shape(int64_t columns) const {
+    if (parts > 0) return {parts, batch, columns};
+    return {batch, columns};
   }
 };
 
 // `steps_at`: the dimension of `sequence` that counts steps; 1 where it holds every layer's.
-inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optional& lengths,
-                        const Optional& batch_sizes, const Optional& reset, bool reverse,
+inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const RowArgs& args,
                         const std::string& op, int64_t parts = 0, bool stacked = false,
                         int64_t steps_at = 0) {
+  const auto& [lengths, batch_sizes, reset, reverse] = args;
   Layout l;
   l.parts = parts, l.stacked = stacked;
   const int64_t dims = parts > 0 ? 3 : 2;
@@ -261,69 +262,106 @@ inline Layout layout_of(const Tensor& sequence, const Tensor& h_0, const Optiona
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-inline void check_weights(const CellSizes& spec, const Layout& l, const Tensor& weight_hh,
-                          const Tensor& h_0, const Optional& c_0, const std::string& op) {
-  check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
-  SK_CHECK(c_0.has_value() == (spec.states == 2), "seqkernels::", op,
-           spec.states == 2 ? ": c_0 is missing" : ": this cell has no c_0");
-  check_like(c_0, h_0, l.state_shape(), op, "c_0");
+// What an op gives: a new tensor for each result that the cell has, absent ones for the others.
+inline Tensor new_if(bool wanted, const Tensor& like, const std::vector<int64_t>& sizes) {
+  return wanted ? torch::stable::new_empty(like, sizes) : absent(like);
 }
-inline void check_forward(const CellSizes& spec, const Layout& l, const Tensor& gates_x,
-                          const Tensor& weight_hh, const Optional& bias_hh, const Tensor& h_0,
-                          const Optional& c_0, const std::string& op) {
-  check_weights(spec, l, weight_hh, h_0, c_0, op);
-  check_like(gates_x, h_0, l.input_shape(spec.gates * l.hidden), op, "gates_x");
-  check_like(bias_hh, h_0, {spec.gates * l.hidden}, op, "bias_hh");
+inline ForwardResult new_results(const CellFacts& spec, const Layout& l, const Tensor& like,
+                                 bool save) {
+  const int64_t hidden = l.hidden, others = (spec.states - 1) * hidden;
+  return {torch::stable::new_empty(like, l.shape(hidden)),
+          torch::stable::new_empty(like, l.state_shape(hidden)),
+          new_if(spec.states > 1, like, l.state_shape(others)),
+          new_if(spec.states > 1 && save, like, l.shape(others)),
+          new_if(spec.saved > 0 && save, like, l.shape(spec.saved * hidden))};
 }
-inline void check_backward(const CellSizes& spec, const Layout& l, const Optional& grad_output,
-                           const Optional& grad_h_n, const Optional& grad_c_n,
-                           const Optional& grad_c_sequence, const Tensor& weight_hh,
-                           const Tensor& h_0, const Optional& c_0, const Tensor& output,
-                           const Tensor& c_sequence, const Tensor& saved, const std::string& op) {
-  check_weights(spec, l, weight_hh, h_0, c_0, op);
-  check_like(output, h_0, l.shape(l.hidden), op, "output");
-  check_like(grad_output, h_0, l.input_shape(l.hidden), op, "grad_output");
-  check_like(grad_h_n, h_0, l.state_shape(), op, "grad_h_n");
-  if (spec.states == 2) {
-    check_like(grad_c_n, h_0, l.state_shape(), op, "grad_c_n");
-    check_like(grad_c_sequence, h_0, l.input_shape(l.hidden), op, "grad_c_sequence");
-    check_like(c_sequence, h_0, l.shape(l.hidden), op, "c_sequence");
-  }
-  if (spec.saved) check_like(saved, h_0, l.shape(spec.saved * l.hidden), op, "saved");
+// Columns / H of grad_gates_h: separate gates, then parameters.
+inline int separate_columns(const CellFacts& spec) {
+  return size_of_set(spec.separate) + spec.parameters;
+}
+inline BackwardResult new_grads(const CellFacts& spec, const Layout& l, const Tensor& like) {
+  const int64_t hidden = l.hidden;
+  return {torch::stable::new_empty(like, l.shape(spec.gates * hidden)),
+          new_if(separate_columns(spec) > 0, like, l.shape(separate_columns(spec) * hidden)),
+          torch::stable::new_empty(like, l.state_shape(hidden)),
+          new_if(spec.states > 1, like, l.state_shape((spec.states - 1) * hidden))};
 }
 
-#define SK_FORWARD_PARAMETERS                                                             \
-  const CellSizes &spec, Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0,  \
-      Optional c_0, Optional lengths, Optional batch_sizes, Optional reset, bool reverse, \
-      bool save
-#define SK_BACKWARD_PARAMETERS                                                                 \
-  const CellSizes &spec, Optional grad_output, Optional grad_h_n, Optional grad_c_n,           \
-      Optional grad_c_sequence, Tensor weight_hh, Tensor h_0, Optional c_0, Tensor output,     \
-      Tensor c_sequence, Tensor saved, Optional lengths, Optional batch_sizes, Optional reset, \
-      bool reverse
-ForwardResult stepwise_forward(SK_FORWARD_PARAMETERS);
-BackwardResult stepwise_backward(SK_BACKWARD_PARAMETERS);
-ForwardResult persistent_forward(SK_FORWARD_PARAMETERS);
-BackwardResult persistent_backward(SK_BACKWARD_PARAMETERS);
+// The states beside h, side by side: they are there where the cell has any.
+inline void check_others(const CellFacts& spec, const Optional& c, const Tensor& like,
+                         const std::vector<int64_t>& sizes, const std::string& op,
+                         const char* name) {
+  SK_CHECK(c.has_value() == (spec.states > 1), "seqkernels::", op, ": ",
+           spec.states > 1 ? "" : "this cell has no ", name, spec.states > 1 ? " is missing" : "");
+  check_like(c, like, sizes, op, name);
+}
+inline void check_bias(const CellFacts& spec, int64_t hidden, const Optional& bias_hh,
+                       const Tensor& like, const std::string& op) {
+  SK_CHECK(bias_hh.has_value() || spec.parameters == 0, "seqkernels::", op,
+           ": bias_hh is missing, which holds the cell's parameters");
+  check_like(bias_hh, like, {(spec.gates + spec.parameters) * hidden}, op, "bias_hh");
+}
+inline void check_weights(const CellFacts& spec, const Layout& l, const Tensor& weight_hh,
+                          const Tensor& h_0, const Optional& c_0, const std::string& op) {
+  check_like(weight_hh, h_0, {spec.gates * l.hidden, l.hidden}, op, "weight_hh");
+  check_others(spec, c_0, h_0, l.state_shape((spec.states - 1) * l.hidden), op, "c_0");
+}
+inline void check_forward(const CellFacts& spec, const Layout& l, const Tensor& gates_x,
+                          const Tensor& weight_hh, const Tensor& h_0, const Optional& c_0,
+                          const std::string& op) {
+  check_weights(spec, l, weight_hh, h_0, c_0, op);
+  check_like(gates_x, h_0, l.input_shape(spec.gates * l.hidden), op, "gates_x");
+}
+
+// What a backward is given beside its weights: gradients, and results of the forward.
+struct Given {
+  Optional grad_output, grad_h_n, grad_c_n, grad_c_sequence;
+  Tensor output, c_sequence, saved;
+};
+inline void check_backward(const CellFacts& spec, const Layout& l, const Given& g,
+                           const Tensor& weight_hh, const Tensor& h_0, const Optional& c_0,
+                           const std::string& op) {
+  const int64_t hidden = l.hidden, others = (spec.states - 1) * hidden;
+  check_weights(spec, l, weight_hh, h_0, c_0, op);
+  check_like(g.output, h_0, l.shape(hidden), op, "output");
+  check_like(g.grad_output, h_0, l.input_shape(hidden), op, "grad_output");
+  check_like(g.grad_h_n, h_0, l.state_shape(hidden), op, "grad_h_n");
+  if (spec.states > 1) {
+    check_like(g.grad_c_n, h_0, l.state_shape(others), op, "grad_c_n");
+    check_like(g.grad_c_sequence, h_0, l.input_shape(others), op, "grad_c_sequence");
+    check_like(g.c_sequence, h_0, l.shape(others), op, "c_sequence");
+  }
+  if (spec.saved > 0) check_like(g.saved, h_0, l.shape(spec.saved * hidden), op, "saved");
+}
+// The same, contiguous, without what the cell does not have.
+inline Given dense(const CellFacts& spec, const Given& g) {
+  const bool others = spec.states > 1;
+  return {dense(g.grad_output),
+          dense(g.grad_h_n),
+          others ? dense(g.grad_c_n) : std::nullopt,
+          others ? dense(g.grad_c_sequence) : std::nullopt,
+          dense(g.output),
+          others ? dense(g.c_sequence) : absent(g.output),
+          spec.saved > 0 ? dense(g.saved) : absent(g.output)};
+}
+
+ForwardResult stepwise_forward(Cell cell, Tensor gates_x, Tensor weight_hh, Optional bias_hh,
+                               Tensor h_0, Optional c_0, const RowArgs& rows, bool save);
+BackwardResult stepwise_backward(Cell cell, Given given, Tensor weight_hh, Optional bias_hh,
+                                 Tensor h_0, Optional c_0, const RowArgs& rows);
+ForwardResult persistent_forward(Cell cell, Tensor gates_x, Tensor weight_hh, Optional bias_hh,
+                                 Tensor h_0, Optional c_0, const RowArgs& rows, bool save);
+BackwardResult persistent_backward(Cell cell, Given given, Tensor weight_hh, Optional bias_hh,
+                                   Tensor h_0, Optional c_0, const RowArgs& rows);
 // Several recurrences in one launch.
-ForwardResult directions_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_hh,
-                                 Tensors bias_hh, Tensor h_0, Optional c_0, Optional lengths,
-                                 Optional batch_sizes, Optional reset, bool save);
-BackwardResult directions_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                                   Optional grad_c_n, Optional grad_c_sequence, Tensors weight_hh,
-                                   Tensor h_0, Optional c_0, Tensor output, Tensor c_sequence,
-                                   Tensor saved, Optional lengths, Optional batch_sizes,
-                                   Optional reset);
-ForwardResult layers_forward(const CellSizes& spec, Tensor gates_x, Tensors weight_ih,
-                             Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, Tensor h_0,
-                             Optional c_0, Optional lengths, Optional batch_sizes, Optional reset,
-                             bool save);
-BackwardResult layers_backward(const CellSizes& spec, Optional grad_output, Optional grad_h_n,
-                               Optional grad_c_n, Optional grad_c_sequence, Tensors weight_ih,
-                               Tensors weight_hh, Tensor h_0, Optional c_0, Tensor output,
-                               Tensor c_sequence, Tensor saved, Optional lengths,
-                               Optional batch_sizes, Optional reset);
-#undef SK_FORWARD_PARAMETERS
-#undef SK_BACKWARD_PARAMETERS
+ForwardResult directions_forward(Cell cell, Tensor gates_x, Tensors weight_hh, Tensors bias_hh,
+                                 Tensor h_0, Optional c_0, const RowArgs& rows, bool save);
+BackwardResult directions_backward(Cell cell, Given given, Tensors weight_hh, Tensors bias_hh,
+                                   Tensor h_0, Optional c_0, const RowArgs& rows);
+ForwardResult layers_forward(Cell cell, Tensor gates_x, Tensors weight_ih, Tensors weight_hh,
+                             Tensors bias_ih, Tensors bias_hh, Tensor h_0, Optional c_0,
+                             const RowArgs& rows, bool save);
+BackwardResult layers_backward(Cell cell, Given given, Tensors weight_ih, Tensors weight_hh,
+                               Tensors bias_hh, Tensor h_0, Optional c_0, const RowArgs& rows);
 
 }  // namespace seqkernels

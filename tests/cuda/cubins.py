@@ -47,6 +47,7 @@ def tool(name: str) -> str | None:
 def built(source: str, arch: str) -> Path | None:
     """The object that setup.py has made of `source`, if it is up to date and holds `arch`."""
     inputs = [SOURCES / source, *SOURCES.glob("*.h"), *SOURCES.parent.glob("*.h")]
+    inputs += SOURCES.parent.glob("cells/*.h")
     newest = max(path.stat().st_mtime for path in inputs)
     for output in ROOT.glob(f"build/*-cuda/csrc.cuda.{source}.o"):
         log = Path(f"{output}.log")

@@ -130,12 +130,14 @@ def test_persistent_cuda_graph_and_bit_equal_runs(parts, device):
         gates_x, _, weight_hh, _, bias_hh, *states = inputs
         inputs = [torch.cat((gates_x, gates_x), -1), weight_hh, bias_hh, *states]
     forward, back = (get(f"lstm_{parts}_persistent{end}") for end in ("", "_backward"))
-    weights, states = inputs[1:3] if parts == "layers" else inputs[1:2], inputs[-2:]
+    *weights, h_0, c_0 = inputs[1:]
+    if parts == "layers":
+        weights = [weights[i] for i in (0, 1, 3)]  # all but bias_ih
 
     def run():
         output, h_n, c_n, c_sequence, saved = forward(*inputs, *layout, True)
         last, last_c = (r[-1] if parts == "layers" else r for r in (output, c_sequence))
-        given = (last, h_n, c_n, last_c, *weights, *states, output, c_sequence, saved)
+        given = (last, h_n, c_n, last_c, *weights, h_0, c_0, output, c_sequence, saved)
         return [output, h_n, c_n, c_sequence, saved, *back(*given, *layout)]
 
     side = torch.cuda.Stream()

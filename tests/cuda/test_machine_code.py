@@ -9,7 +9,7 @@ from cubins import kernels, tool
 pytestmark = [pytest.mark.needs("nvcc"), pytest.mark.exhaustive]
 
 ARCHS = ("80", "90a", "100a")
-CELLS = ("cell.cu", "cell_reset_before.cu", "runtime.cu")
+CELLS = ("cell.cu", "runtime.cu")
 DECODE = ("decode_float32.cu", "decode_half.cu", "decode_bfloat16.cu")
 FORMATS = ("half", "bfloat16", "tf32")
 TENSOR = tuple(f"{kind}_{name}.cu" for kind in ("persistent", "stacked") for name in FORMATS)

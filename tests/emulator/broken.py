@@ -26,7 +26,7 @@ def altered(bug: Replacement) -> Path:
     text = (ROOT / "csrc" / "cuda" / bug.file).read_text()
     assert text.count(bug.old) == 1, f"{bug.file} must hold this once: {bug.old}"
     text = text.replace(bug.old, bug.new)
-    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.h")]
+    headers = [h for folder in ("", "cells/", "cuda/") for h in ROOT.glob(f"csrc/{folder}*.h")]
     key = hashlib.sha256(text.encode() + b"".join(h.read_bytes() for h in sorted(headers)))
     tree = CACHE / f"altered-{key.hexdigest()[:20]}"
     if tree.exists():

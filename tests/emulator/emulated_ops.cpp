@@ -1,15 +1,5 @@
-// The CUDA bindings as ops on CPU tensors, in the library seqkernels_emulated: the same binding and
-// kernel sources, with kernels run by the emulator. Schemas are those of csrc/ops.cpp.
-#include <torch/csrc/stable/library.h>
-
-#undef STABLE_TORCH_LIBRARY
-#define STABLE_TORCH_LIBRARY(ns, m) STABLE_TORCH_LIBRARY_FRAGMENT(seqkernels_emulated, m)
-#include "ops.cpp"
-
-#undef STABLE_TORCH_LIBRARY_IMPL
-#define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) \
-  _STABLE_TORCH_LIBRARY_IMPL(seqkernels_emulated, CPU, m, __COUNTER__)
-#include "cuda/binding.cpp"
+// What the emulated CUDA ops have beside the bindings and kernels, which are those of csrc: the
+// device that plans are made for.
 #include "cuda/plan_cache.h"
 
 namespace seqkernels {

@@ -30,6 +30,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
+TOYS_FOLDER = ROOT / "tests" / "cells"  # cells that the package does not have
 CORE = ["emu_core", "emu_schedule", "emu_fiber", "emu_math", "emu_memory", "emu_run"]
 CORE += ["guarded_memory"]
 SCHEDULES = ("round robin", "shuffled", "depth first")
@@ -278,7 +279,8 @@ def compiler() -> list[str]:
 
 
 def _headers(tree: Path = ROOT) -> bytes:
-    files = [*HERE.glob("*.h"), *tree.glob("csrc/*.h"), *tree.glob("csrc/cuda/*.h")]
+    folders = [HERE, TOYS_FOLDER, *(tree / "csrc" / f for f in ("", "cells", "cuda"))]
+    files = [header for folder in folders for header in folder.glob("*.h")]
     return b"".join(f.read_bytes() for f in sorted(files))
 
 

@@ -37,7 +37,8 @@ def sequence_pair(library, device, schedule):
         return output, h_n, c_n, c_sequence, saved
 
     def backward(*arguments):
-        *grads, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _, reverse = arguments
+        *grads, weight_hh, _, h_0, c_0 = arguments[:8]
+        output, c_sequence, saved, lengths, *_, reverse = arguments[8:]
         steps, batch, hidden = output.shape
         results = half(steps, batch, 4 * hidden), half(batch, hidden), half(batch, hidden)
         library.run(
@@ -81,7 +82,8 @@ def layers_pair(library, device, schedule):
         return output, h_n, c_n, c_sequence, saved
 
     def backward(*arguments):
-        *grads, weight_ih, weight_hh, h_0, c_0, output, c_sequence, saved, lengths, _, _ = arguments
+        *grads, weight_ih, weight_hh, _, h_0, c_0 = arguments[:9]
+        output, c_sequence, saved, lengths, *_ = arguments[9:]
         results = half(*saved.shape), half(*h_0.shape), half(*h_0.shape)
         library.run(
             "test_layers_backward",

@@ -175,20 +175,20 @@ BUGS = {
     ),
     "the bias is added twice": Bug(
         "forward.h",
-        "\n          gates_h[k] = this->bias[r] +",
-        "\n          gates_h[k] = 2.0f * this->bias[r] +",
+        "v.gates_h[gate] = bias[gate * p.units + e.unit] +",
+        "v.gates_h[gate] = 2.0f * bias[gate * p.units + e.unit] +",
         "output: error",
     ),
     "the gradient of c is not carried": Bug(
         "backward.h",
-        "this->grad_c[i] = this->reset[i] ? 0.0f : previous_c;",
-        "this->grad_c[i] = 0.0f;",
+        "v.grad_new_state[j] += v.grad_state[j];",
+        "v.grad_new_state[j] += j == 0 ? v.grad_state[j] : 0.0f;",
         "grad_gates_x: error",
     ),
     "the gradient of h is not carried over ended steps": Bug(
         "backward.h",
-        "this->grad_h[i] = grad_h;\n      this->dropped",
-        "this->grad_h[i] = 0.0f;\n      this->dropped",
+        "if (kEnds) dropped[i] = reset[i];",
+        "if (kEnds) dropped[i] = reset[i];\n    if (!alive[i]) v.grad_state[0] = 0.0f;",
         "grad_h_0: error",
     ),
     "the state before the last step is that of the step after it": Bug(

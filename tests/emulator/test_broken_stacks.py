@@ -123,8 +123,8 @@ BUGS = {
     ),
     "every layer is given the gradients of the last c sequence": Bug(
         "backward.h",
-        "from_c[i] = fed ? 0.0f :",
-        "from_c[i] = false ? 0.0f :",
+        "v.grad_new_state[j] = fed ? 0.0f :",
+        "v.grad_new_state[j] = false ? 0.0f :",
         "grad_",
     ),
 }

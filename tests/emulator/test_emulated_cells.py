@@ -62,7 +62,7 @@ def test_stepwise(cell, case):
 def test_stepwise_without_work(cell, steps, batch):
     spec, forward = CELLS[cell], getattr(ops(), f"{cell}_sequence").default
     h = torch.randn(batch, 3)
-    c = torch.randn(batch, 3) if spec.states == 2 else None
+    c = torch.randn(batch, 3 * (spec.states - 1)) if spec.states > 1 else None
     gates_x, weight_hh = torch.randn(steps, batch, spec.gates * 3), torch.randn(spec.gates * 3, 3)
     output, h_n, c_n, *_ = forward(gates_x, weight_hh, None, h, c, None, None, None, False, True)
     assert output.shape == (steps, batch, 3)

@@ -190,7 +190,8 @@ def test_without_work(steps, batch):
     # Without work the gradients of the states pass through.
     grads = [torch.randn(2, batch, 3) for _ in range(2)]
     output, _, _, c_sequence, saved = results
-    given = (None, *grads, None, inputs[1], inputs[2], *inputs[-2:], output, c_sequence, saved)
+    weights = inputs[1], inputs[2], inputs[4]
+    given = (None, *grads, None, *weights, *inputs[-2:], output, c_sequence, saved)
     found = layers_back_op("lstm")(*given, *layout)
     assert found[0].shape == (2, steps, batch, 12)
     assert all(map(torch.equal, found[2:], grads))

@@ -217,7 +217,8 @@ def test_without_work(steps, batch):
     assert torch.equal(results[1], state)
     output, _, _, c_sequence, saved = results
     grads = backward(
-        None, state, state, None, weight_hh, state, state, output, c_sequence, saved, *nothing
+        *(None, state, state, None, weight_hh, None, state, state),
+        *(output, c_sequence, saved, *nothing),
     )
     assert torch.equal(grads[2], state)
     assert torch.equal(grads[3], state)
