@@ -9,20 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..cells import CELLS, CellSpec
+from ..cells import CELLS
 from ..ops.packed import batch_sizes_on, row_lengths, step_offsets
 from ..ops.registry import absent
-from . import (
-    cooperative,
-    cooperative_reset_before,
-    reset_before,
-    sliced,
-    stepwise,
-    stepwise_reset_before,
-)
+from . import cooperative, sliced, stepwise
 from .cells import FUNCTIONS
 from .estimate import device_of
 from .exchange import WAIT_OPTIONS
+from .layout import Layout, layout_of
 from .plan import Plan, candidates, precision
 from .pointwise import aligned
 from .tune import choose
@@ -64,48 +58,38 @@ def forward(
     Returns:
         output, h_n, c_n, c_sequence, saved as in csrc/ops.cpp.
     """
-    spec = CELLS[cell]
-    two = spec.states == 2
+    layout = layout_of(CELLS[cell])
     (batch, hidden_size), lead = h_0.shape, gates_x.shape[:-1]
     steps = lead[0] if batch_sizes is None else batch_sizes.shape[0]
     # Rows past their end are not written.
     new = gates_x.new_empty if lengths is None else gates_x.new_zeros
     output = new(*lead, hidden_size)
-    c_sequence = new(*lead, hidden_size) if two and save else None
-    saved = new(*lead, spec.saved * hidden_size) if save and spec.saved else None
+    c_sequence = new(*lead, layout.others * hidden_size) if layout.others and save else None
+    saved = new(*lead, layout.saved * hidden_size) if save and layout.saved else None
     # A row of length 0 ends as it began.
     h_n = h_0.clone(memory_format=torch.contiguous_format)
-    c_n = c_0.clone(memory_format=torch.contiguous_format) if two else None
+    c_n = c_0.clone(memory_format=torch.contiguous_format) if layout.others else None
     if output.numel() > 0:
-        inputs = aligned(gates_x, weight_hh, bias_hh, h_0)
-        state = aligned(c_0 if two else None)
-        layout = row_layout(lengths, batch_sizes, batch, gates_x)
-        flags = _bytes(reset)
+        inputs = aligned(gates_x, weight_hh, bias_hh, h_0, c_0 if layout.others else None)
+        rows, flags = row_layout(lengths, batch_sizes, batch, gates_x), _bytes(reset)
+        results = (output, h_n, c_n, c_sequence, saved)
 
         def run(chosen: Plan) -> None:
             if chosen.schedule == "stepwise":
-                rows = stepwise.Steps(steps, batch, batch_sizes, reverse)
-                ends = None if batch_sizes is not None else layout[0]
-                if spec.pointwise:
-                    results = (output, h_n, c_n, c_sequence, saved, rows)
-                    stepwise.forward(cell, *inputs, *state, ends, flags, *results)
-                else:
-                    stepwise_reset_before.forward(*inputs, ends, flags, output, h_n, saved, rows)
+                order = stepwise.Steps(steps, batch, batch_sizes, reverse)
+                ends = None if batch_sizes is not None else rows[0]
+                stepwise.forward(cell, *inputs, ends, flags, *results, order)
                 return
-            options, sizes = _options(chosen, spec, "forward", output, steps, batch, reverse)
-            kernels = _kernels(chosen, spec)
-            if spec.pointwise:
-                scratch = (_scratch(chosen, cell, h_0),)
-                results = (output, h_n, c_n, c_sequence)
-                arguments = (*inputs, *state, *layout, flags, *scratch, *results)
-            else:
-                # r * h in the storage dtype; of the sliced schedule also z in float32.
-                scratch = [_scratch(chosen, cell, h_0), torch.empty_like(inputs[3])]
-                if chosen.schedule == "sliced":
-                    scratch.insert(1, torch.empty_like(scratch[0]))
-                arguments = (*inputs, *layout, flags, *scratch, output, h_n)
-            grid = chosen.grid(batch, hidden_size)
-            kernels.forward_kernel[grid](*arguments, saved, *sizes, **options)
+            scratch = [_scratch(chosen, layout, h_0)]
+            between = len(layout.stages) - 1
+            if chosen.schedule == "sliced":
+                scratch.append(_between(h_0, layout.kept, torch.float32) if between else None)
+            scratch.append(_between(h_0, between, h_0.dtype) if between else None)
+            options, sizes = _options(chosen, cell, "forward", output, steps, batch, reverse)
+            kernels = cooperative if chosen.schedule == "cooperative" else sliced
+            kernels.forward_kernel[chosen.grid(batch, hidden_size)](
+                *inputs, *rows, flags, *scratch, *results, *sizes, **options
+            )
 
         _launch(run, plan, cell, "forward", batch, hidden_size, output)
     return output, h_n, *(absent(h_0) if x is None else x for x in (c_n, c_sequence, saved))
@@ -118,6 +102,7 @@ def backward(
     grad_c_n: Tensor | None,
     grad_c_sequence: Tensor | None,
     weight_hh: Tensor,
+    bias_hh: Tensor | None,
     h_0: Tensor,
     c_0: Tensor | None,
     output: Tensor,
@@ -134,52 +119,40 @@ def backward(
     Returns:
         grad_gates_x, grad_gates_h, grad_h_0, grad_c_0 as in csrc/ops.cpp.
     """
-    spec = CELLS[cell]
-    two = spec.states == 2
+    layout = layout_of(CELLS[cell])
     (batch, hidden_size), lead = h_0.shape, output.shape[:-1]
     steps = lead[0] if batch_sizes is None else batch_sizes.shape[0]
     new = output.new_empty if lengths is None else output.new_zeros
-    grad_gates_x = new(*lead, spec.gates * hidden_size)
-    grad_gates_h = new(*lead, hidden_size) if spec.separate_columns else None
+    grad_gates_x = new(*lead, layout.gates * hidden_size)
+    grad_gates_h = new(*lead, layout.columns * hidden_size) if layout.columns else None
     # A row of length 0 passes its gradients on.
     grad_h_0 = _copy_or_zeros(grad_h_n, h_0)
-    grad_c_0 = _copy_or_zeros(grad_c_n, h_0) if two else None
+    grad_c_0 = _copy_or_zeros(grad_c_n, c_0) if layout.others else None
     if output.numel() > 0:
-        layout = row_layout(lengths, batch_sizes, batch, output)
-        grads = aligned(grad_output, grad_h_n)
-        grads_c = aligned(grad_c_n, grad_c_sequence) if two else [None, None]
-        inputs = aligned(weight_hh, h_0, c_0 if two else None, output)
-        kept = aligned(c_sequence if two else None, saved if spec.saved else None)
-        flags = _bytes(reset)
-        results = [grad_gates_x, grad_gates_h, grad_h_0, grad_c_0]
-        arguments = [*grads, *grads_c, *inputs, *kept]
-        if not spec.pointwise:
-            # Without what belongs to c, and without separate gradients.
-            arguments, results = [*grads, inputs[0], inputs[1], inputs[3], kept[1]], results[::2]
+        if not layout.others:
+            grad_c_n = grad_c_sequence = c_0 = c_sequence = None
+        arguments = aligned(grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh,
+                            bias_hh if layout.parameters else None, h_0, c_0, output, c_sequence,
+                            saved if layout.saved else None)  # fmt: skip
+        rows, flags = row_layout(lengths, batch_sizes, batch, output), _bytes(reset)
+        results = (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)
 
         def run(chosen: Plan) -> None:
             if chosen.schedule == "stepwise":
-                rows = stepwise.Steps(steps, batch, batch_sizes, reverse)
-                ends = None if batch_sizes is not None else layout[0]
-                if spec.pointwise:
-                    stepwise.backward(cell, *arguments, ends, flags, *results, rows)
-                else:
-                    stepwise_reset_before.backward(*arguments, ends, flags, *results, rows)
+                order = stepwise.Steps(steps, batch, batch_sizes, reverse)
+                ends = None if batch_sizes is not None else rows[0]
+                stepwise.backward(cell, *arguments, ends, flags, *results, order)
                 return
-            options, sizes = _options(chosen, spec, "backward", output, steps, batch, reverse)
-            kernels, grid = _kernels(chosen, spec), chosen.grid(batch, hidden_size)
-            scratch = _scratch(chosen, cell, h_0)
-            kernels.backward_kernel[grid](
-                *arguments, *layout, flags, scratch, *results, *sizes, **options
+            options, sizes = _options(chosen, cell, "backward", output, steps, batch, reverse)
+            scratch = _scratch(chosen, layout, h_0)
+            kernels = cooperative if chosen.schedule == "cooperative" else sliced
+            kernels.backward_kernel[chosen.grid(batch, hidden_size)](
+                *arguments, *rows, flags, scratch, *results, *sizes, **options
             )
 
         _launch(run, plan, cell, "backward", batch, hidden_size, output)
-    return (
-        grad_gates_x,
-        absent(h_0) if grad_gates_h is None else grad_gates_h,
-        grad_h_0,
-        absent(h_0) if grad_c_0 is None else grad_c_0,
-    )
+    grad_gates_h, grad_c_0 = (absent(h_0) if x is None else x for x in (grad_gates_h, grad_c_0))
+    return grad_gates_x, grad_gates_h, grad_h_0, grad_c_0
 
 
 def _bytes(flags: Tensor | None) -> Tensor | None:
@@ -192,40 +165,29 @@ def _copy_or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
     return grad.clone(memory_format=torch.contiguous_format)
 
 
-def _kernels(plan: Plan, spec: CellSpec):
-    """The module with the kernels of a schedule."""
-    if plan.schedule == "cooperative":
-        return cooperative if spec.pointwise else cooperative_reset_before
-    return sliced if spec.pointwise else reset_before
+def _between(h_0: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Room for `count` values of each unit."""
+    return h_0.new_empty(h_0.shape[0], count * h_0.shape[1], dtype=dtype)
 
 
-def _scratch(plan: Plan, cell: str, h_0: Tensor) -> Tensor | None:
-    """Zeroed counters of the cooperative kernels; of the others the state carried in float32."""
+def _scratch(plan: Plan, layout: Layout, h_0: Tensor) -> Tensor | None:
+    """Zeroed counters of the cooperative kernels; of the others the states carried in float32."""
     if plan.schedule == "cooperative":
         groups = -(-h_0.shape[0] // plan.block_n)
         return torch.zeros(groups, dtype=torch.int32, device=h_0.device)
-    if cell in FUNCTIONS and not FUNCTIONS[cell].carries:
-        return None
-    return torch.empty(h_0.shape, dtype=torch.float32, device=h_0.device)
+    return _between(h_0, layout.carried, torch.float32) if layout.carried else None
 
 
 def _options(
-    plan: Plan, spec: CellSpec, direction: str, like: Tensor, steps: int, batch: int, reverse: bool
+    plan: Plan, cell: str, direction: str, like: Tensor, steps: int, batch: int, reverse: bool
 ) -> tuple[dict, tuple[int, ...]]:
     """Constexpr arguments and launch options, and the sizes: T, N, spans of H, reverse."""
-    hidden_size = like.shape[-1]
+    spec, hidden_size = CELLS[cell], like.shape[-1]
     options = plan.constants(spec, hidden_size, direction, like.element_size())
-    options["PRECISION"] = precision(like.dtype)
+    options |= {"PRECISION": precision(like.dtype), "CELL": layout_of(spec)}
+    options[direction.upper()] = getattr(FUNCTIONS[cell], direction)
     if plan.schedule == "cooperative":
         options |= WAIT_OPTIONS
-    if spec.pointwise:
-        functions = FUNCTIONS[spec.name]
-        options |= {
-            direction.upper(): getattr(functions, direction),
-            "CARRIES": functions.carries,
-            "GATES": spec.gates,
-            "SAVED": spec.saved,
-        }
     return options, (steps, batch, hidden_size // options["SPAN"], int(reverse))
 
 

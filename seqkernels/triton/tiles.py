@@ -27,10 +27,58 @@ def load_either(first, first_mask, second, second_mask):
 
 
 @triton.jit
-def store_planes(pointers, stride, mask, planes, COUNT: tl.constexpr):
-    """Store COUNT blocks `stride` elements apart, cast to the pointer's dtype."""
+def store_saved(saved, values, at, units, mask, H, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Store the saved values of a stage."""
+    SAVED: tl.constexpr = CELL.saved
+    PLACES: tl.constexpr = CELL.stages[STAGE].saved_at
+    for k in tl.static_range(SAVED):
+        if PLACES[k] >= 0:
+            tl.store(saved + at * (SAVED * H) + units + k * H, values[PLACES[k]], mask=mask)
+
+
+@triton.jit
+def store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at, units, mask, H, CELL: tl.constexpr,
+                STAGE: tl.constexpr, OWN: tl.constexpr):  # fmt: skip
+    """Store gradients that a stage gives: those that its own products read, or all others."""
+    GATES: tl.constexpr = CELL.gates
+    COLUMNS: tl.constexpr = CELL.columns
+    GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
+    BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
+    for k in tl.static_range(GATES):
+        if GRAD_AT[k] >= 0 and CELL.stages[STAGE].own_gates[k] == OWN:
+            place = grad_gates_x + at * (GATES * H) + units + k * H
+            tl.store(place, grad_x[GRAD_AT[k]], mask=mask)
+    if grad_gates_h is not None:
+        for k in tl.static_range(COLUMNS):
+            if BESIDE_AT[k] >= 0 and CELL.stages[STAGE].own_columns[k] == OWN:
+                place = grad_gates_h + at * (COLUMNS * H) + units + k * H
+                tl.store(place, beside[BESIDE_AT[k]], mask=mask)
+
+
+@triton.jit
+def store_through(through, grad_x, beside, row, units, unit_mask, mask, H, CELL: tl.constexpr,
+                  STAGE: tl.constexpr):  # fmt: skip
+    """Store what flows through the product of a stage, zeros where the mask is off."""
+    FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
+    COUNT: tl.constexpr = CELL.stages[STAGE].gates
+    GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
+    BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
     for k in tl.static_range(COUNT):
-        tl.store(pointers + k * stride, planes[k], mask=mask)
+        if CELL.column_of[FIRST + k] < 0:
+            column = grad_x[GRAD_AT[FIRST + k]]
+        else:
+            column = beside[BESIDE_AT[CELL.column_of[FIRST + k]]]
+        tl.store(through + row * (COUNT * H) + units + k * H, tl.where(mask, column, 0.0),
+                 mask=unit_mask)  # fmt: skip
+
+
+@triton.jit
+def add_present(x, tensor, place, mask):
+    """What is given plus, where there is a tensor, what that holds at `place`."""
+    if tensor is None:
+        return x
+    else:
+        return x + tl.load(tensor + place, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -47,12 +95,30 @@ def load_bias(bias, units, unit_mask, H, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_rows(planes, rows, COUNT: tl.constexpr):
-    """Add one row vector to each plane."""
-    sums = ()
+def load_parameters(bias, units, unit_mask, H, CELL: tl.constexpr):
+    """The cell's parameters, which follow the biases, as rows."""
+    COUNT: tl.constexpr = CELL.parameters
+    if COUNT == 0:
+        return ()
+    else:
+        return load_bias(bias + CELL.gates * H, units, unit_mask, H, COUNT)
+
+
+@triton.jit
+def gates_of(planes, rows, FIRST_ROW: tl.constexpr, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Products of a stage and its biases, rows from FIRST_ROW on or None, by the gate's number."""
+    FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
+    COUNT: tl.constexpr = CELL.stages[STAGE].gates
+    sums = ((),) * FIRST
     for k in tl.static_range(COUNT):
-        sums = sums + (planes[k] + rows[k],)
-    return sums
+        sums = sums + (planes[k] if rows is None else planes[k] + rows[FIRST_ROW + k],)
+    return sums + ((),) * (CELL.gates - FIRST - COUNT)
+
+
+@triton.jit
+def stage_weight(weight, gate, H):
+    """The rows of the weights from a gate on."""
+    return weight + tl.cast(H, tl.int64) * gate * H
 
 
 @triton.jit
@@ -117,6 +183,32 @@ def grads_product(operand, operand_mask, depth, weight, units, unit_mask, H, tot
         b = tl.load(weight + k[:, None].to(tl.int64) * H + units[None, :],
                     mask=unit_mask[None, :] & (k < depth)[:, None], other=0.0)  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def run_operand(grad_gates_x, grad_gates_h, index, H, CELL: tl.constexpr, STAGE: tl.constexpr,
+                RUN: tl.constexpr):  # fmt: skip
+    """Pointers to the gate gradients of each row that a product through a stage reads."""
+    COLUMN: tl.constexpr = CELL.stages[STAGE].runs[RUN].column
+    if CELL.stages[STAGE].runs[RUN].separate:
+        return grad_gates_h + index * (CELL.columns * H) + COLUMN * H
+    else:
+        return grad_gates_x + index * (CELL.gates * H) + COLUMN * H
+
+
+@triton.jit
+def stage_grads(grad_gates_x, grad_gates_h, index, row_mask, weight, units, unit_mask, H, total,
+                CELL: tl.constexpr, STAGE: tl.constexpr, PRECISION: tl.constexpr,
+                BLOCK_K: tl.constexpr):  # fmt: skip
+    """Add to total what flows back through the product of a stage, from the rows at `index`."""
+    for i in tl.static_range(len(CELL.stages[STAGE].runs)):
+        total = grads_product(
+            run_operand(grad_gates_x, grad_gates_h, index, H, CELL, STAGE, i), row_mask,
+            CELL.stages[STAGE].runs[i].gates * H,
+            stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units, unit_mask, H, total,
+            PRECISION, BLOCK_K,
+        )  # fmt: skip
     return total
 
 
