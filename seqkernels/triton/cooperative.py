@@ -157,9 +157,6 @@ def forward_kernel(
         last_tile = last[:, None] & unit_mask[None, :]
         # Loaded before the wait: it does not depend on the other programs.
         inputs = load_planes(gates_x + at_index * (CELL.gates * H) + at_units, H, tile, CELL.gates)
-        state = ((),) * FIRST
-        for k in tl.static_range(FIRST, STATES):
-            state = state + (tl.where(enters[:, None], carry[k - FIRST], 0.0),)
         before = ((),) * SAVED
         for STAGE in tl.static_range(STAGES):
             wait_for(counters, group, (STAGES * s + STAGE) * members, ALONE, "cooperative forward")
@@ -180,6 +177,9 @@ def forward_kernel(
                                       CELL.stages[STAGE].gates, TILES[STAGE], AHEAD, SPLIT,
                                       PRECISION, BLOCK_N, BLOCK_H, BLOCK_K)  # fmt: skip
             gates_h = gates_of(products, bias_rows, CELL.stages[STAGE].first_gate, CELL, STAGE)
+            state = ((),) * FIRST
+            for k in tl.static_range(FIRST, STATES):
+                state = state + (tl.where(enters[:, None], carry[k - FIRST], 0.0),)
             results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
             # What nobody waits for is stored after the announcement.
             if STAGE + 1 < STAGES:

@@ -16,7 +16,8 @@ from itertools import product
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent), str(TESTS / "cells")]
 
 import forked  # noqa: E402
 import triton  # noqa: E402

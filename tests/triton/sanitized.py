@@ -45,17 +45,17 @@ def checks(device: torch.device):
         plans = [kinds(cell, direction, device) for direction in ("forward", "backward")]
         for kind in plans[0]:
             ops = [
-                _named(function, cell, "sequence", plan=found[kind])
+                named(function, cell, "sequence", plan=found[kind])
                 for function, found in zip((launch.forward, launch.backward), plans, strict=True)
             ]
             yield f"{cell} {kind}", partial(check_sequence, cell, CASE, DTYPE, *ops, device)
     for cell, spec in CELLS.items():
         if spec.pointwise:
-            ops = [_named(f, cell, "cell") for f in (pointwise.forward, pointwise.backward)]
+            ops = [named(f, cell, "cell") for f in (pointwise.forward, pointwise.backward)]
             yield f"{cell} cell", partial(check_cell, cell, 3, 40, DTYPE, *ops, device)
 
 
-def _named(function, cell: str, what: str, **options):
+def named(function, cell: str, what: str, **options):
     """`function` of a cell, under the name of its op."""
     bound = partial(function, cell, **options)
     bound.__qualname__ = f"{cell}_{what}_triton"
