@@ -32,16 +32,15 @@ from .states import (
     load_old,
     place_of,
     state_place,
-    store_others,
+    store_new,
 )
 from .tiles import (
     add_present,
     gates_of,
     gates_product,
     kept,
-    load_bias,
-    load_parameters,
     load_planes,
+    load_rows,
     off,
     row_lengths,
     rows_at,
@@ -128,8 +127,8 @@ def forward_kernel(
     at_rows, at_units = rows[:, None], units[None, :]
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    bias_rows = load_bias(bias, units, unit_mask, H, CELL.gates)
-    parameters = load_parameters(bias, units, unit_mask, H, CELL)
+    bias_rows = load_rows(bias, units, unit_mask, H, 0, CELL.gates)
+    parameters = load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
     columns = ()
     parts = ()
     for STAGE in tl.static_range(STAGES):
@@ -156,7 +155,7 @@ def forward_kernel(
         tile = alive[:, None] & unit_mask[None, :]
         last_tile = last[:, None] & unit_mask[None, :]
         # Loaded before the wait: it does not depend on the other programs.
-        inputs = load_planes(gates_x + at_index * (CELL.gates * H) + at_units, H, tile, CELL.gates)
+        inputs = load_planes(gates_x, at_index, at_units, tile, H, CELL.gates)
         before = ((),) * SAVED
         for STAGE in tl.static_range(STAGES):
             wait_for(counters, group, (STAGES * s + STAGE) * members, ALONE, "cooperative forward")
@@ -176,7 +175,7 @@ def forward_kernel(
                                       columns[STAGE][0], columns[STAGE][1], H,
                                       CELL.stages[STAGE].gates, TILES[STAGE], AHEAD, SPLIT,
                                       PRECISION, BLOCK_N, BLOCK_H, BLOCK_K)  # fmt: skip
-            gates_h = gates_of(products, bias_rows, CELL.stages[STAGE].first_gate, CELL, STAGE)
+            gates_h = gates_of(products, bias, bias_rows, CELL, STAGE)
             state = ((),) * FIRST
             for k in tl.static_range(FIRST, STATES):
                 state = state + (tl.where(enters[:, None], carry[k - FIRST], 0.0),)
@@ -191,14 +190,12 @@ def forward_kernel(
                 tl.store(output + state_place(at_index, at_units, H, 0, CELL), results[0],
                          mask=tile)  # fmt: skip
                 announce(counters, group, ALONE)
-                tl.store(h_n + state_place(at_rows, at_units, H, 0, CELL), results[0],
-                         mask=last_tile)  # fmt: skip
                 entered = carry
                 carry = ()
                 for k in tl.static_range(FIRST, STATES):
                     carry = carry + (tl.where(alive[:, None], results[k], entered[k - FIRST]),)
-                store_others(c_n, c_sequence, results, at_index, tile, at_rows, last_tile, at_units,
-                             H, CELL)  # fmt: skip
+                store_new(None, c_sequence, at_index, tile, h_n, c_n, at_rows, last_tile, results,
+                          at_units, H, CELL)  # fmt: skip
             if saved is not None:
                 store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
         started = alive
@@ -231,7 +228,7 @@ def backward_kernel(
     at_rows, at_units = rows[:, None], units[None, :]
     length = row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    parameters = load_parameters(bias, units, unit_mask, H, CELL)
+    parameters = load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
     parts = ()
     for STAGE in tl.static_range(STAGES):
         for i in tl.static_range(len(CELL.stages[STAGE].runs)):
@@ -272,10 +269,7 @@ def backward_kernel(
             output, c_sequence, before_index[:, None], follows[:, None] & unit_mask[None, :], h_0,
             c_0, at_rows, begins[:, None] & unit_mask[None, :], at_units, H, CELL,
         )  # fmt: skip
-        values = ()
-        if CELL.saved > 0:
-            values = load_planes(saved + at_index * (CELL.saved * H) + at_units, H, tile,
-                                 CELL.saved)  # fmt: skip
+        values = load_planes(saved, at_index, at_units, tile, H, CELL.saved)
         passed = None
         for STAGE in tl.static_range(STAGES - 1, -1, -1):
             wait_for(counters, group, (STAGES * s + STAGES - 1 - STAGE) * members, ALONE,

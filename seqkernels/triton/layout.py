@@ -7,6 +7,7 @@ in every process, and with it the name under which Triton keeps a compiled kerne
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from ..cells import CellSpec, Stage
 
@@ -15,11 +16,8 @@ from ..cells import CellSpec, Stage
 class Run:
     """A product of the backward: neighbouring gates of a stage with gradients in one tensor.
 
-    Attributes:
-        separate: they stand in grad_gates_h, not in grad_gates_x.
-        column: its first column there, in units of H.
-        row: its first row of weight_hh, in units of H.
-        gates: how many.
+    In grad_gates_h if they are `separate`, else in grad_gates_x, they begin at `column`; `row` is
+    their first one of weight_hh. All in units of H.
     """
 
     separate: bool
@@ -82,32 +80,35 @@ class Layout:
     kept_at: tuple[int, ...]
     stages: tuple[StageLayout, ...]
 
-    @property
-    def carried(self) -> int:
-        """States that are carried in float32."""
-        return self.states - self.first_carried
-
-    @property
-    def others(self) -> int:
-        """States beside h, which stand side by side."""
-        return self.states - 1
-
 
 def _places(numbers: Sequence[int], count: int) -> tuple[int, ...]:
     """Of every number below `count`: its place in `numbers`, or -1."""
     return tuple(numbers.index(k) if k in numbers else -1 for k in range(count))
 
 
-def _runs(stage: Stage, column_of: tuple[int, ...]) -> tuple[Run, ...]:
-    runs: list[Run] = []
-    for gate in range(stage.first_gate, stage.first_gate + stage.gates):
-        separate = column_of[gate] >= 0
-        if runs and runs[-1].separate == separate:
-            last = runs.pop()
-            runs.append(Run(separate, last.column, last.row, last.gates + 1))
-        else:
-            runs.append(Run(separate, column_of[gate] if separate else gate, gate, 1))
-    return tuple(runs)
+def _stage(spec: CellSpec, stage: Stage, first_run: int) -> StageLayout:
+    column_of = _places(spec.separate, spec.gates)
+    own = [0 <= gate - stage.first_gate < stage.gates for gate in range(spec.gates)]
+    runs = []
+    for separate, group in groupby(
+        (gate for gate in range(spec.gates) if own[gate]), lambda gate: column_of[gate] >= 0
+    ):
+        first, *others = group
+        column = column_of[first] if separate else first
+        runs.append(Run(separate, column, first, 1 + len(others)))
+    beside = [column_of[gate] for gate in stage.grads if column_of[gate] >= 0]
+    beside += range(len(spec.separate), spec.separate_columns)
+    return StageLayout(
+        first_gate=stage.first_gate,
+        gates=stage.gates,
+        runs=tuple(runs),
+        first_run=first_run,
+        saved_at=_places(stage.saves, spec.saved),
+        grad_at=_places(stage.grads, spec.gates),
+        beside_at=_places(beside, spec.separate_columns),
+        own_gates=tuple(own),
+        own_columns=(*(own[gate] for gate in spec.separate), *[False] * spec.parameters),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -119,35 +120,16 @@ def layout_of(spec: CellSpec) -> Layout:
     """
     if spec.parameters and len(spec.stages) > 1:
         raise ValueError(f"{spec.name}: a cell with parameters must have one stage")
-    column_of, parameters = _places(spec.separate, spec.gates), (False,) * spec.parameters
     stages: list[StageLayout] = []
-    first_run = 0
     for stage in spec.stages:
-        own = [0 <= gate - stage.first_gate < stage.gates for gate in range(spec.gates)]
-        beside = [column_of[gate] for gate in stage.grads if column_of[gate] >= 0]
-        beside += range(len(spec.separate), spec.separate_columns)
-        runs = _runs(stage, column_of)
-        stages.append(
-            StageLayout(
-                first_gate=stage.first_gate,
-                gates=stage.gates,
-                runs=runs,
-                first_run=first_run,
-                saved_at=_places(stage.saves, spec.saved),
-                grad_at=_places(stage.grads, spec.gates),
-                beside_at=_places(beside, spec.separate_columns),
-                own_gates=tuple(own),
-                own_columns=(*(own[gate] for gate in spec.separate), *parameters),
-            )
-        )
-        first_run += len(runs)
+        stages.append(_stage(spec, stage, sum(len(before.runs) for before in stages)))
     return Layout(
         gates=spec.gates,
         states=spec.states,
         saved=spec.saved,
         parameters=spec.parameters,
         columns=spec.separate_columns,
-        column_of=column_of,
+        column_of=_places(spec.separate, spec.gates),
         first_carried=0 if 0 in spec.reads_state else 1,
         reads_state=tuple(k in spec.reads_state for k in range(spec.states)),
         reads_new_state=tuple(k in spec.reads_new_state for k in range(spec.states)),

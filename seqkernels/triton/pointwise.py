@@ -43,8 +43,8 @@ def forward_kernel(
             old = (h if k == 0 else c) + state_place(row, units, H, k, CELL)
             state = state + (tl.load(old, mask=mask, other=0.0).to(tl.float32),)
         new_state, values = FORWARD(
-            load_planes(gates_x + row * (CELL.gates * H) + units, H, mask, CELL.gates),
-            load_planes(gates_h + row * (CELL.gates * H) + units, H, mask, CELL.gates),
+            load_planes(gates_x, row, units, mask, H, CELL.gates),
+            load_planes(gates_h, row, units, mask, H, CELL.gates),
             state, (), (), 0,
         )  # fmt: skip
         for k in tl.static_range(STATES):
@@ -73,16 +73,14 @@ def backward_kernel(
                 add_present(tl.zeros((BLOCK,), tl.float32), grad_new_h if k == 0 else grad_new_c,
                             state_place(row, units, H, k, CELL), mask),
             )  # fmt: skip
-        values = ()
-        if CELL.saved > 0:
-            values = load_planes(saved + row * (CELL.saved * H) + units, H, mask, CELL.saved)
         grad_x, beside, grad_state = BACKWARD(
-            values, load_states(h, c, row, units, mask, H, READS, CELL),
+            load_planes(saved, row, units, mask, H, CELL.saved),
+            load_states(h, c, row, units, mask, H, READS, CELL),
             load_new(new_h, new_c, row, units, mask, H, CELL), (), grads, 0,
         )  # fmt: skip
-        store_grads(grad_gates_x, None, grad_x, beside, row, units, mask, H, CELL, 0, True)
+        store_grads(grad_gates_x, None, grad_x, beside, row, units, mask, H, CELL, 0, None)
         if grad_gates_h is not None:
-            store_through(grad_gates_h, grad_x, beside, row, units, mask, mask, H, CELL, 0)
+            store_through(grad_gates_h, grad_x, beside, row, units, mask, None, H, CELL, 0)
         for k in tl.static_range(STATES):
             passed = tl.zeros((BLOCK,), tl.float32)
             if k >= CELL.first_carried:

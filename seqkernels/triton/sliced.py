@@ -28,16 +28,15 @@ from .states import (
     state_place,
     store_between,
     store_carried,
-    store_others,
+    store_new,
 )
 from .tiles import (
     add_present,
     gates_of,
     gates_product,
     kept,
-    load_bias,
-    load_parameters,
     load_planes,
+    load_rows,
     off,
     row_lengths,
     rows_at,
@@ -89,37 +88,28 @@ def forward_kernel(
                     operand, operand_mask, stage_weight(weight, CELL.stages[STAGE].first_gate, H),
                     first_unit, H, CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
                 )  # fmt: skip
-                gates_h = gates_of(
-                    products, load_bias(bias, units, unit_mask, H, CELL.gates),
-                    CELL.stages[STAGE].first_gate, CELL, STAGE,
-                )  # fmt: skip
+                bias_rows = load_rows(bias, units, unit_mask, H, 0, CELL.gates)
+                gates_h = gates_of(products, bias, bias_rows, CELL, STAGE)
                 tile = alive[:, None] & unit_mask[None, :]
                 continued = (enters & started)[:, None] & unit_mask[None, :]
                 begun = (enters & off(started))[:, None] & unit_mask[None, :]
                 at_rows, at_index, at_units = rows[:, None], index[:, None], units[None, :]
                 state = load_entering(carried, continued, h_0, c_0, begun, at_rows, at_units, H,
                                       CELL)  # fmt: skip
-                before = ()
-                if STAGE > 0:
-                    before = load_between(between, at_rows, at_units, tile, H, CELL)
                 results, values = FORWARD(
-                    load_planes(gates_x + at_index * (CELL.gates * H) + at_units, H, tile,
-                                CELL.gates),
-                    gates_h, state, load_parameters(bias, units, unit_mask, H, CELL), before, STAGE,
+                    load_planes(gates_x, at_index, at_units, tile, H, CELL.gates), gates_h, state,
+                    load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
+                    load_between(between, at_rows, at_units, tile, H, CELL, STAGE), STAGE,
                 )  # fmt: skip
                 if STAGE + 1 < STAGES:
                     place = place_of(at_rows, at_units, H, STAGES - 1, STAGE)
                     tl.store(operands + place, results[0], mask=tile)
                     store_between(between, values, at_rows, at_units, tile, H, CELL, STAGE)
                 else:
-                    last_tile = last[:, None] & unit_mask[None, :]
-                    tl.store(output + state_place(at_index, at_units, H, 0, CELL), results[0],
-                             mask=tile)  # fmt: skip
-                    tl.store(h_n + state_place(at_rows, at_units, H, 0, CELL), results[0],
-                             mask=last_tile)  # fmt: skip
                     store_carried(carried, results, at_rows, at_units, tile, H, CELL)
-                    store_others(c_n, c_sequence, results, at_index, tile, at_rows, last_tile,
-                                 at_units, H, CELL)  # fmt: skip
+                    store_new(output, c_sequence, at_index, tile, h_n, c_n, at_rows,
+                              last[:, None] & unit_mask[None, :], results, at_units, H,
+                              CELL)  # fmt: skip
                 if saved is not None:
                     store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
             if STAGE + 1 == STAGES:
@@ -165,21 +155,21 @@ def backward_kernel(
                 unit_mask = units < H
                 at_rows, at_index, at_units = rows[:, None], index[:, None], units[None, :]
                 tile = alive[:, None] & unit_mask[None, :]
+                # The product of the first stage is of the step that the backward comes from.
+                grad_index = index if STAGE + 1 < STAGES else behind_index
+                grad_mask = alive if STAGE + 1 < STAGES else flows
+                passed = load_carried(carried, at_rows, at_units,
+                                      grad_mask[:, None] & unit_mask[None, :], H,
+                                      CELL)  # fmt: skip
                 grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-                grads = ()
-                if STAGE + 1 < STAGES:
-                    grad = stage_grads(grad_gates_x, grad_gates_h, index, alive, weight, units,
-                                       unit_mask, H, grad, CELL, STAGE + 1, PRECISION,
-                                       BLOCK_K)  # fmt: skip
-                    grads = (grad,)
-                else:
-                    flow_tile = flows[:, None] & unit_mask[None, :]
+                grad = stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight, units,
+                                   unit_mask, H, grad, CELL, (STAGE + 1) % STAGES, PRECISION,
+                                   BLOCK_K)  # fmt: skip
+                grads = (grad,)
+                if STAGE + 1 == STAGES:
                     new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
                     end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
-                    passed = load_carried(carried, at_rows, at_units, flow_tile, H, CELL)
-                    grad = stage_grads(grad_gates_x, grad_gates_h, behind_index, flows, weight,
-                                       units, unit_mask, H, grad, CELL, 0, PRECISION,
-                                       BLOCK_K)  # fmt: skip
+                    grads = ()
                     for k in tl.static_range(STATES):
                         if k > 0:
                             grad = passed[k]
@@ -198,19 +188,14 @@ def backward_kernel(
                     follows[:, None] & unit_mask[None, :], h_0, c_0, at_rows,
                     begins[:, None] & unit_mask[None, :], at_units, H, CELL,
                 )  # fmt: skip
-                values = ()
-                if CELL.saved > 0:
-                    values = load_planes(saved + at_index * (CELL.saved * H) + at_units, H, tile,
-                                         CELL.saved)  # fmt: skip
                 grad_x, beside, grad_state = BACKWARD(
-                    values, old_state, new_state, load_parameters(bias, units, unit_mask, H, CELL),
+                    load_planes(saved, at_index, at_units, tile, H, CELL.saved), old_state,
+                    new_state, load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
                     grads, STAGE,
                 )  # fmt: skip
-                for OWN in tl.static_range(2):
-                    store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units,
-                                tile, H, CELL, STAGE, OWN == 0)  # fmt: skip
+                store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile, H,
+                            CELL, STAGE, None)  # fmt: skip
                 if STAGE + 1 < STAGES:
-                    passed = load_carried(carried, at_rows, at_units, tile, H, CELL)
                     grad_state = add_carried(passed, grad_state, CELL)
                 store_carried(carried, grad_state, at_rows, at_units, tile, H, CELL)
             if STAGE == 0:

@@ -113,14 +113,20 @@ def load_new(output, c_sequence, at, units, mask, H, CELL: tl.constexpr):
 
 
 @triton.jit
-def store_others(c_n, c_sequence, states, at, tile, rows, last_tile, units, H, CELL: tl.constexpr):
-    """Store the states beside h after a step, and of rows that end there the final ones."""
+def store_new(output, c_sequence, at, tile, h_n, c_n, rows, last_tile, states, units, H,
+              CELL: tl.constexpr):  # fmt: skip
+    """Store the states after a step at `at`, and those of rows that end there as the final ones.
+
+    Tensors may be None.
+    """
     STATES: tl.constexpr = CELL.states
-    for k in tl.static_range(1, STATES):
-        if c_n is not None:
-            tl.store(c_n + state_place(rows, units, H, k, CELL), states[k], mask=last_tile)
-        if c_sequence is not None:
-            tl.store(c_sequence + state_place(at, units, H, k, CELL), states[k], mask=tile)
+    for k in tl.static_range(STATES):
+        sequence = output if k == 0 else c_sequence
+        final = h_n if k == 0 else c_n
+        if sequence is not None:
+            tl.store(sequence + state_place(at, units, H, k, CELL), states[k], mask=tile)
+        if final is not None:
+            tl.store(final + state_place(rows, units, H, k, CELL), states[k], mask=last_tile)
 
 
 @triton.jit
@@ -135,12 +141,12 @@ def add_carried(first, second, CELL: tl.constexpr):
 
 
 @triton.jit
-def load_between(between, rows, units, mask, H, CELL: tl.constexpr):
-    """The saved values that earlier stages of a step have left; () for others."""
+def load_between(between, rows, units, mask, H, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """The saved values that earlier stages of a step have left, () for others."""
     SAVED: tl.constexpr = CELL.saved
     found = ()
     for k in tl.static_range(SAVED):
-        if CELL.kept_at[k] >= 0:
+        if STAGE > 0 and CELL.kept_at[k] >= 0:
             place = place_of(rows, units, H, CELL.kept, CELL.kept_at[k])
             found = found + (tl.load(between + place, mask=mask, other=0.0),)
         else:

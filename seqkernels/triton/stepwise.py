@@ -29,13 +29,14 @@ from .states import (
     state_place,
     store_between,
     store_carried,
-    store_others,
+    store_new,
 )
 from .tiles import (
     add_present,
     entering_limit,
     gates_of,
     load_planes,
+    load_rows,
     row_limit,
     store_grads,
     store_saved,
@@ -58,8 +59,6 @@ def forward_kernel(
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
-    FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
-    COUNT: tl.constexpr = CELL.stages[STAGE].gates
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     for n in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
@@ -68,29 +67,21 @@ def forward_kernel(
         enters = units < entering_limit(reset, row, t, N, limit)
         # Of a row that is reset the product of the first stage read an h that does not enter.
         read = enters if STAGE == 0 else mask
-        planes = load_planes(products + row * (COUNT * H) + units, H, read, COUNT)
-        rows_of_bias = None
-        if bias is not None:
-            rows_of_bias = load_planes(bias + FIRST * H + units, H, mask, COUNT)
-        gates_h = gates_of(planes, rows_of_bias, 0, CELL, STAGE)
+        planes = load_planes(products, row, units, read, H, CELL.stages[STAGE].gates)
+        bias_rows = load_rows(bias, units, mask, H, 0, CELL.gates)
+        gates_h = gates_of(planes, bias, bias_rows, CELL, STAGE)
         state = load_carried(carried, row, units, enters, H, CELL)
-        parameters = ()
-        if CELL.parameters > 0:
-            parameters = load_planes(bias + CELL.gates * H + units, H, mask, CELL.parameters)
-        before = ()
-        if STAGE > 0:
-            before = load_between(between, row, units, mask, H, CELL)
-        inputs = load_planes(gates_x + (at + row) * (CELL.gates * H) + units, H, mask, CELL.gates)
+        parameters = load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        before = load_between(between, row, units, mask, H, CELL, STAGE)
+        inputs = load_planes(gates_x, at + row, units, mask, H, CELL.gates)
         results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
-        place = state_place(row, units, H, 0, CELL)
         if STAGE + 1 < STAGES:
-            tl.store(operand + place, results[0], mask=mask)
+            tl.store(operand + state_place(row, units, H, 0, CELL), results[0], mask=mask)
             store_between(between, values, row, units, mask, H, CELL, STAGE)
         else:
-            tl.store(output + state_place(at + row, units, H, 0, CELL), results[0], mask=mask)
-            tl.store(h + place, results[0], mask=mask)
             store_carried(carried, results, row, units, mask, H, CELL)
-            store_others(None, c_sequence, results, at + row, mask, row, mask, units, H, CELL)
+            store_new(output, c_sequence, at + row, mask, h, None, row, mask, results, units, H,
+                      CELL)  # fmt: skip
         if saved is not None:
             store_saved(saved, values, at + row, units, mask, H, CELL, STAGE)
 
@@ -147,18 +138,13 @@ def backward_kernel(
         new_state = load_new(output, c_sequence, at + row, units, mask, H, CELL)
         old_state = load_old(output, c_sequence, before_at + row, follows, h_0, c_0, row, begins,
                              units, H, CELL)  # fmt: skip
-        values = ()
-        if CELL.saved > 0:
-            values = load_planes(saved + (at + row) * (CELL.saved * H) + units, H, mask, CELL.saved)
-        parameters = ()
-        if CELL.parameters > 0:
-            parameters = load_planes(bias + CELL.gates * H + units, H, mask, CELL.parameters)
+        values = load_planes(saved, at + row, units, mask, H, CELL.saved)
+        parameters = load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
         grad_x, beside, grad_state = BACKWARD(
             values, old_state, new_state, parameters, grads, STAGE
         )
-        for OWN in tl.static_range(2):
-            store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at + row, units, mask, H, CELL,
-                        STAGE, OWN == 0)  # fmt: skip
+        store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at + row, units, mask, H, CELL,
+                    STAGE, None)  # fmt: skip
         if through is not None:
             store_through(through, grad_x, beside, row, units, unit_mask, mask, H, CELL, STAGE)
         for k in tl.static_range(STATES):

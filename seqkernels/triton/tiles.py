@@ -11,11 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
-def load_planes(pointers, stride, mask, COUNT: tl.constexpr):
-    """COUNT blocks in float32, `stride` elements apart; zeros where the mask is off."""
+def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
+    """The COUNT values of each unit that stand side by side in a row, in float32; () if none."""
     planes = ()
     for k in tl.static_range(COUNT):
-        planes = planes + (tl.load(pointers + k * stride, mask=mask, other=0.0).to(tl.float32),)
+        place = tensor + at * (COUNT * H) + units + k * H
+        planes = planes + (tl.load(place, mask=mask, other=0.0).to(tl.float32),)
     return planes
 
 
@@ -39,26 +40,26 @@ def store_saved(saved, values, at, units, mask, H, CELL: tl.constexpr, STAGE: tl
 @triton.jit
 def store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at, units, mask, H, CELL: tl.constexpr,
                 STAGE: tl.constexpr, OWN: tl.constexpr):  # fmt: skip
-    """Store gradients that a stage gives: those that its own products read, or all others."""
+    """Store gradients that a stage gives: those that its OWN products read, the others, or all."""
     GATES: tl.constexpr = CELL.gates
     COLUMNS: tl.constexpr = CELL.columns
     GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
     BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
     for k in tl.static_range(GATES):
-        if GRAD_AT[k] >= 0 and CELL.stages[STAGE].own_gates[k] == OWN:
+        if GRAD_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_gates[k] == OWN):
             place = grad_gates_x + at * (GATES * H) + units + k * H
             tl.store(place, grad_x[GRAD_AT[k]], mask=mask)
     if grad_gates_h is not None:
         for k in tl.static_range(COLUMNS):
-            if BESIDE_AT[k] >= 0 and CELL.stages[STAGE].own_columns[k] == OWN:
+            if BESIDE_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_columns[k] == OWN):
                 place = grad_gates_h + at * (COLUMNS * H) + units + k * H
                 tl.store(place, beside[BESIDE_AT[k]], mask=mask)
 
 
 @triton.jit
-def store_through(through, grad_x, beside, row, units, unit_mask, mask, H, CELL: tl.constexpr,
+def store_through(through, grad_x, beside, at, units, unit_mask, mask, H, CELL: tl.constexpr,
                   STAGE: tl.constexpr):  # fmt: skip
-    """Store what flows through the product of a stage, zeros where the mask is off."""
+    """Store what flows through the product of a stage; where there is a mask, zeros outside."""
     FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
     COUNT: tl.constexpr = CELL.stages[STAGE].gates
     GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
@@ -68,8 +69,9 @@ def store_through(through, grad_x, beside, row, units, unit_mask, mask, H, CELL:
             column = grad_x[GRAD_AT[FIRST + k]]
         else:
             column = beside[BESIDE_AT[CELL.column_of[FIRST + k]]]
-        tl.store(through + row * (COUNT * H) + units + k * H, tl.where(mask, column, 0.0),
-                 mask=unit_mask)  # fmt: skip
+        if mask is not None:
+            column = tl.where(mask, column, 0.0)
+        tl.store(through + at * (COUNT * H) + units + k * H, column, mask=unit_mask)
 
 
 @triton.jit
@@ -82,36 +84,24 @@ def add_present(x, tensor, place, mask):
 
 
 @triton.jit
-def load_bias(bias, units, unit_mask, H, COUNT: tl.constexpr):
-    """The bias of every gate as a row, [1, BLOCK_H] each; zeros where there is no bias."""
+def load_rows(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Biases, or the parameters that follow them, from number FIRST on; () without a bias."""
     rows = ()
-    for k in tl.static_range(COUNT):
-        if bias is None:
-            row = tl.zeros(units.shape, tl.float32)
-        else:
+    if bias is not None:
+        for k in tl.static_range(FIRST, FIRST + COUNT):
             row = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
-        rows = rows + (row[None, :],)
+            rows = rows + (row,)
     return rows
 
 
 @triton.jit
-def load_parameters(bias, units, unit_mask, H, CELL: tl.constexpr):
-    """The cell's parameters, which follow the biases, as rows."""
-    COUNT: tl.constexpr = CELL.parameters
-    if COUNT == 0:
-        return ()
-    else:
-        return load_bias(bias + CELL.gates * H, units, unit_mask, H, COUNT)
-
-
-@triton.jit
-def gates_of(planes, rows, FIRST_ROW: tl.constexpr, CELL: tl.constexpr, STAGE: tl.constexpr):
-    """Products of a stage and its biases, rows from FIRST_ROW on or None, by the gate's number."""
+def gates_of(products, bias, rows, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Products of a stage and, with a bias, its rows, by the number of the gate."""
     FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
     COUNT: tl.constexpr = CELL.stages[STAGE].gates
     sums = ((),) * FIRST
     for k in tl.static_range(COUNT):
-        sums = sums + (planes[k] if rows is None else planes[k] + rows[FIRST_ROW + k],)
+        sums = sums + (products[k] if bias is None else products[k] + rows[FIRST + k],)
     return sums + ((),) * (CELL.gates - FIRST - COUNT)
 
 

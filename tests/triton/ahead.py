@@ -110,12 +110,12 @@ def absent_of(spec, direction, present):
     layout = layout_of(spec)
     absent = [name for name in OPTIONAL if name not in present]
     absent += () if direction == "forward" or layout.parameters else ("bias",)
-    absent += () if layout.others else OTHER_STATES
+    absent += () if spec.states > 1 else OTHER_STATES
     absent += BETWEEN if len(layout.stages) == 1 else ()
     absent += () if layout.columns else ("grad_gates_h",)
     absent += () if spec.separate else ("through",)
     absent += () if layout.saved else ("saved",)
-    absent += () if layout.carried else ("carried",)
+    absent += ("carried",) if layout.states == layout.first_carried else ()
     return absent
 
 
