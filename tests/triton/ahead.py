@@ -21,6 +21,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent), str(TESTS / "cells")]
 
 import forked  # noqa: E402
 import triton  # noqa: E402
+import triton_cells  # noqa: E402
 from machine_barriers import Graph, step, unordered  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -243,6 +244,35 @@ def barriers(arch: int) -> None:
                 print(json.dumps(facts), flush=True)
 
 
+def more(arch: int) -> None:
+    """Print the facts of kernels of cells that the package does not have, one of every kind."""
+    with triton_cells.added():
+        for cell, direction in product(triton_cells.PAIRS, ("forward", "backward")):
+            found = candidates(cell, direction, 2, "ieee", 16, 512, DEVICES[arch])
+            plans = {kind_of(plan): plan for plan in found if plan.schedule != "stepwise"}
+            for plan in plans.values():
+                kernel = (cell, direction, "fp16", "ieee", 512, plan)
+                print_facts(planned_kernel(*kernel, arch), *kernel)
+            for compiled in row_kernels(cell, direction, "fp32", 37, arch):
+                print_row_facts(compiled, cell, direction, "fp32", 37)
+
+
+def print_facts(compiled, cell, direction, dtype, mode, hidden_size, plan) -> None:
+    """Print what `planned_kernel` needs of a GPU, as JSON."""
+    shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
+    facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
+    facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
+    facts |= {"exchange": plan.members(hidden_size) > 1, "kind": kind_of(plan)}
+    print(json.dumps(facts | resources(compiled)), flush=True)
+
+
+def print_row_facts(compiled, cell, direction, dtype, hidden_size) -> None:
+    """The same of a kernel of `row_kernels`."""
+    facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
+    facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
+    print(json.dumps(facts | resources(compiled)), flush=True)
+
+
 def compile_part(arch: int, first: int, step: int, begin: int, end: int) -> None:
     """Print one line a kernel, the facts as JSON: of every `step`-th from `first` on, a part.
 
@@ -250,20 +280,13 @@ def compile_part(arch: int, first: int, step: int, begin: int, end: int) -> None
     """
     kernels = list(matrix(arch, step == 1))
     part = slice(begin, end or None)
-    for cell, direction, dtype, mode, hidden_size, plan in kernels[first::step][part]:
-        compiled = planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch)
-        shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
-        facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
-        facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
-        facts |= {"exchange": plan.members(hidden_size) > 1, "kind": kind_of(plan)}
-        print(json.dumps(facts | resources(compiled)), flush=True)
+    for kernel in kernels[first::step][part]:
+        print_facts(planned_kernel(*kernel, arch), *kernel)
     cases = [(c, d, t, h) for c in CELLS for d in ("forward", "backward")
              for t in ("fp16", "fp32") for h in (64, 37)]  # fmt: skip
     for cell, direction, dtype, hidden_size in cases[first::step][part]:
         for compiled in row_kernels(cell, direction, dtype, hidden_size, arch):
-            facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
-            facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
-            print(json.dumps(facts | resources(compiled)), flush=True)
+            print_row_facts(compiled, cell, direction, dtype, hidden_size)
 
 
 def kinds(arch: int, first: int, step: int) -> None:
@@ -272,7 +295,7 @@ def kinds(arch: int, first: int, step: int) -> None:
     print(len(kernels), *sorted({kind_of(kernel[-1]) for kernel in kernels}))
 
 
-MODES = {"waits": waits, "barriers": barriers, "kinds": kinds, "all": compile_part}
+MODES = {"waits": waits, "barriers": barriers, "kinds": kinds, "all": compile_part, "more": more}
 
 
 if __name__ == "__main__":
