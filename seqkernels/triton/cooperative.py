@@ -25,35 +25,8 @@ Limitations:
 import triton
 import triton.language as tl
 
+from . import states, tiles
 from .exchange import announce, product, resident_weight, wait_for
-from .states import (
-    add_carried,
-    load_new,
-    load_old,
-    place_of,
-    state_place,
-    store_new,
-)
-from .tiles import (
-    add_present,
-    gates_of,
-    gates_product,
-    kept,
-    load_planes,
-    load_rows,
-    off,
-    row_lengths,
-    rows_at,
-    run_operand,
-    split_gates,
-    stage_grads,
-    stage_weight,
-    store_grads,
-    store_saved,
-    time_at,
-    wide_columns,
-    within,
-)
 
 
 @triton.jit
@@ -66,7 +39,7 @@ def wide_gates(operand, operand_mask, parts, weight, columns, column_mask, H,
     wide = tl.zeros((SPLIT, BLOCK_N, BLOCK_H * WIDTH), tl.float32)
     wide = product(operand, operand_mask, parts, weight, columns, column_mask, H, H, 1, wide, TILES,
                    AHEAD, SPLIT, PRECISION, BLOCK_K)  # fmt: skip
-    return split_gates(tl.sum(wide, 0), GATES, BLOCK_N, BLOCK_H)
+    return tiles.split_gates(tl.sum(wide, 0), GATES, BLOCK_N, BLOCK_H)
 
 
 @triton.jit
@@ -78,8 +51,8 @@ def split_grads(grad_gates_x, grad_gates_h, index, row_mask, parts, weight, unit
     FIRST: tl.constexpr = CELL.stages[STAGE].first_run
     for i in tl.static_range(len(CELL.stages[STAGE].runs)):
         total = product(
-            run_operand(grad_gates_x, grad_gates_h, index, H, CELL, STAGE, i), row_mask,
-            parts[FIRST + i], stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units,
+            tiles.run_operand(grad_gates_x, grad_gates_h, index, H, CELL, STAGE, i), row_mask,
+            parts[FIRST + i], tiles.stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units,
             unit_mask, 1, CELL.stages[STAGE].runs[i].gates * H, H, total, TILES[FIRST + i], AHEAD,
             SPLIT, PRECISION, BLOCK_K,
         )  # fmt: skip
@@ -125,16 +98,16 @@ def forward_kernel(
     units = first_unit + tl.arange(0, BLOCK_H)
     unit_mask = units < H
     at_rows, at_units = rows[:, None], units[None, :]
-    length = row_lengths(lengths, rows, N, T)
+    length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    bias_rows = load_rows(bias, units, unit_mask, H, 0, CELL.gates)
-    parameters = load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
+    bias_rows = tiles.load_rows(bias, units, unit_mask, H, 0, CELL.gates)
+    parameters = tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
     columns = ()
     parts = ()
     for STAGE in tl.static_range(STAGES):
-        columns = columns + (wide_columns(first_unit, H, CELL.stages[STAGE].gates, BLOCK_H),)
+        columns = columns + (tiles.wide_columns(first_unit, H, CELL.stages[STAGE].gates, BLOCK_H),)
         parts = parts + (
-            resident_weight(stage_weight(weight, CELL.stages[STAGE].first_gate, H),
+            resident_weight(tiles.stage_weight(weight, CELL.stages[STAGE].first_gate, H),
                             columns[STAGE][0], columns[STAGE][1], H, H, 1, TILES[STAGE], SPLIT,
                             BLOCK_K),
         )  # fmt: skip
@@ -143,19 +116,19 @@ def forward_kernel(
     in_batch = (rows < N)[:, None] & unit_mask[None, :]
     carry = ()
     for k in tl.static_range(FIRST, STATES):
-        first = (h_0 if k == 0 else c_0) + state_place(at_rows, at_units, H, k, CELL)
+        first = (h_0 if k == 0 else c_0) + states.state_place(at_rows, at_units, H, k, CELL)
         carry = carry + (tl.load(first, mask=in_batch, other=0.0).to(tl.float32),)
     for s in range(0, steps):
-        t = time_at(s, steps, reverse)
-        index = rows_at(t, rows, N, offsets)
+        t = tiles.time_at(s, steps, reverse)
+        index = tiles.rows_at(t, rows, N, offsets)
         alive = t < length
-        enters = kept(reset, t, rows, N, alive)
-        last = alive & (time_at(length - 1 - t, length, reverse) == 0)
+        enters = tiles.kept(reset, t, rows, N, alive)
+        last = alive & (tiles.time_at(length - 1 - t, length, reverse) == 0)
         at_index = index[:, None]
         tile = alive[:, None] & unit_mask[None, :]
         last_tile = last[:, None] & unit_mask[None, :]
         # Loaded before the wait: it does not depend on the other programs.
-        inputs = load_planes(gates_x, at_index, at_units, tile, H, CELL.gates)
+        inputs = tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates)
         before = ((),) * SAVED
         for STAGE in tl.static_range(STAGES):
             wait_for(counters, group, (STAGES * s + STAGE) * members, ALONE, "cooperative forward")
@@ -165,39 +138,40 @@ def forward_kernel(
             else:
                 operand = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
                 operand_mask = alive
-            own_weight = stage_weight(weight, CELL.stages[STAGE].first_gate, H)
+            own_weight = tiles.stage_weight(weight, CELL.stages[STAGE].first_gate, H)
             if SPLIT == 1:
-                products = gates_product(operand, operand_mask, own_weight, first_unit, H,
-                                         CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H,
-                                         BLOCK_K)  # fmt: skip
+                products = tiles.gates_product(
+                    operand, operand_mask, own_weight, first_unit, H, CELL.stages[STAGE].gates,
+                    PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
+                )  # fmt: skip
             else:
                 products = wide_gates(operand, operand_mask, parts[STAGE], own_weight,
                                       columns[STAGE][0], columns[STAGE][1], H,
                                       CELL.stages[STAGE].gates, TILES[STAGE], AHEAD, SPLIT,
                                       PRECISION, BLOCK_N, BLOCK_H, BLOCK_K)  # fmt: skip
-            gates_h = gates_of(products, bias, bias_rows, CELL, STAGE)
+            gates_h = tiles.gates_of(products, bias, bias_rows, CELL, STAGE)
             state = ((),) * FIRST
             for k in tl.static_range(FIRST, STATES):
                 state = state + (tl.where(enters[:, None], carry[k - FIRST], 0.0),)
             results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
             # What nobody waits for is stored after the announcement.
             if STAGE + 1 < STAGES:
-                place = place_of(at_rows, at_units, H, STAGES - 1, STAGE)
+                place = states.place_of(at_rows, at_units, H, STAGES - 1, STAGE)
                 tl.store(operands + place, results[0], mask=tile)
                 announce(counters, group, ALONE)
                 before = keep(before, values, CELL, STAGE)
             else:
-                tl.store(output + state_place(at_index, at_units, H, 0, CELL), results[0],
+                tl.store(output + states.state_place(at_index, at_units, H, 0, CELL), results[0],
                          mask=tile)  # fmt: skip
                 announce(counters, group, ALONE)
                 entered = carry
                 carry = ()
                 for k in tl.static_range(FIRST, STATES):
                     carry = carry + (tl.where(alive[:, None], results[k], entered[k - FIRST]),)
-                store_new(None, c_sequence, at_index, tile, h_n, c_n, at_rows, last_tile, results,
-                          at_units, H, CELL)  # fmt: skip
+                states.store_new(None, c_sequence, at_index, tile, h_n, c_n, at_rows, last_tile,
+                                 results, at_units, H, CELL)  # fmt: skip
             if saved is not None:
-                store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
+                tiles.store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
         started = alive
         previous = index
 
@@ -219,6 +193,7 @@ def backward_kernel(
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
     STATES: tl.constexpr = CELL.states
+    READS_NEW: tl.constexpr = CELL.reads_new_state
     FIRST: tl.constexpr = CELL.first_carried
     members = tl.cdiv(H, BLOCK_H)
     group = tl.program_id(0) // members
@@ -226,15 +201,16 @@ def backward_kernel(
     units = (tl.program_id(0) % members) * BLOCK_H + tl.arange(0, BLOCK_H)
     unit_mask = units < H
     at_rows, at_units = rows[:, None], units[None, :]
-    length = row_lengths(lengths, rows, N, T)
+    length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    parameters = load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
+    parameters = tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
     parts = ()
     for STAGE in tl.static_range(STAGES):
         for i in tl.static_range(len(CELL.stages[STAGE].runs)):
+            own_weight = tiles.stage_weight(weight, CELL.stages[STAGE].runs[i].row, H)
             parts = parts + (
-                resident_weight(stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units,
-                                unit_mask, 1, CELL.stages[STAGE].runs[i].gates * H, H,
+                resident_weight(own_weight, units, unit_mask, 1,
+                                CELL.stages[STAGE].runs[i].gates * H, H,
                                 TILES[CELL.stages[STAGE].first_run + i], SPLIT, BLOCK_K),
             )  # fmt: skip
     behind = rows < 0
@@ -242,34 +218,38 @@ def backward_kernel(
     flows = behind
     carry = (tl.zeros((BLOCK_N, BLOCK_H), tl.float32),) * (STATES - FIRST)
     for s in range(0, steps + 1):
-        t = time_at(s, steps, 1 - reverse)
-        alive = within(t, length)
+        t = tiles.time_at(s, steps, 1 - reverse)
+        alive = tiles.within(t, length)
         inside = tl.minimum(tl.maximum(t, 0), steps - 1)
-        index = rows_at(inside, rows, N, offsets)
-        enters = kept(reset, inside, rows, N, alive)
+        index = tiles.rows_at(inside, rows, N, offsets)
+        enters = tiles.kept(reset, inside, rows, N, alive)
         before = t - 1 + 2 * reverse
-        follows = enters & within(before, length)
-        begins = enters & off(follows)
-        before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
+        follows = enters & tiles.within(before, length)
+        begins = enters & tiles.off(follows)
+        before_index = tiles.rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
         at_index = index[:, None]
         tile = alive[:, None] & unit_mask[None, :]
-        new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
-        end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
+        new_tile = (alive & tiles.off(behind))[:, None] & unit_mask[None, :]
+        end_tile = (behind & tiles.off(alive))[:, None] & unit_mask[None, :]
         # Everything but the products is loaded before the wait.
         arriving = ()
         for k in tl.static_range(STATES):
             arrives = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-            arrives = add_present(arrives, grad_h_n if k == 0 else grad_c_n,
-                                  state_place(at_rows, at_units, H, k, CELL), new_tile)  # fmt: skip
-            arrives = add_present(arrives, grad_output if k == 0 else grad_c_sequence,
-                                  state_place(at_index, at_units, H, k, CELL), tile)  # fmt: skip
+            arrives = tiles.add_present(arrives, grad_h_n if k == 0 else grad_c_n,
+                                        states.state_place(at_rows, at_units, H, k, CELL),
+                                        new_tile)  # fmt: skip
+            arrives = tiles.add_present(arrives, grad_output if k == 0 else grad_c_sequence,
+                                        states.state_place(at_index, at_units, H, k, CELL),
+                                        tile)  # fmt: skip
             arriving = arriving + (arrives,)
-        new_state = load_new(output, c_sequence, at_index, at_units, tile, H, CELL)
-        old_state = load_old(
+        new_state = states.load_states(
+            output, c_sequence, at_index, at_units, tile, H, READS_NEW, CELL
+        )
+        old_state = states.load_old(
             output, c_sequence, before_index[:, None], follows[:, None] & unit_mask[None, :], h_0,
             c_0, at_rows, begins[:, None] & unit_mask[None, :], at_units, H, CELL,
         )  # fmt: skip
-        values = load_planes(saved, at_index, at_units, tile, H, CELL.saved)
+        values = tiles.load_planes(saved, at_index, at_units, tile, H, CELL.saved)
         passed = None
         for STAGE in tl.static_range(STAGES - 1, -1, -1):
             wait_for(counters, group, (STAGES * s + STAGES - 1 - STAGE) * members, ALONE,
@@ -279,9 +259,9 @@ def backward_kernel(
             grad_mask = alive if STAGE + 1 < STAGES else flows
             if SPLIT == 1:
                 grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-                grad = stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight, units,
-                                   unit_mask, H, grad, CELL, (STAGE + 1) % STAGES, PRECISION,
-                                   BLOCK_K)  # fmt: skip
+                grad = tiles.stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight,
+                                         units, unit_mask, H, grad, CELL, (STAGE + 1) % STAGES,
+                                         PRECISION, BLOCK_K)  # fmt: skip
             else:
                 total = tl.zeros((SPLIT, BLOCK_N, BLOCK_H), tl.float32)
                 total = split_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, parts,
@@ -296,19 +276,19 @@ def backward_kernel(
                         flowing = tl.where(flows[:, None], carry[k - FIRST], 0.0)
                         grad = grad + flowing if k == 0 else flowing
                     tl.store((grad_h_0 if k == 0 else grad_c_0)
-                             + state_place(at_rows, at_units, H, k, CELL), grad,
+                             + states.state_place(at_rows, at_units, H, k, CELL), grad,
                              mask=end_tile)  # fmt: skip
                     grads = grads + (grad + arriving[k],)
             grad_x, beside, grad_state = BACKWARD(
                 values, old_state, new_state, parameters, grads, STAGE
             )
-            store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile, H,
-                        CELL, STAGE, True)  # fmt: skip
+            tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile,
+                              H, CELL, STAGE, True)  # fmt: skip
             announce(counters, group, ALONE)
             # The next product does not read the others.
-            store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile, H,
-                        CELL, STAGE, False)  # fmt: skip
-            passed = grad_state if passed is None else add_carried(passed, grad_state, CELL)
+            tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile,
+                              H, CELL, STAGE, False)  # fmt: skip
+            passed = grad_state if passed is None else states.add_carried(passed, grad_state, CELL)
         carry = ()
         for k in tl.static_range(FIRST, STATES):
             carry = carry + (passed[k],)

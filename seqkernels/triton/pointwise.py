@@ -18,7 +18,7 @@ from ..ops.registry import absent
 from .cells import FUNCTIONS
 from .layout import layout_of
 from .plan import span
-from .states import load_new, load_states, state_place
+from .states import load_states, state_place
 from .tiles import add_present, load_planes, store_grads, store_saved, store_through
 
 _BLOCK = 256
@@ -62,6 +62,7 @@ def backward_kernel(
     """grad_gates_h is written whole where it is not None: only the separate gates are its own."""
     H = spans * SPAN
     STATES: tl.constexpr = CELL.states
+    READS_NEW: tl.constexpr = CELL.reads_new_state
     READS: tl.constexpr = CELL.reads_state
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
@@ -76,7 +77,7 @@ def backward_kernel(
         grad_x, beside, grad_state = BACKWARD(
             load_planes(saved, row, units, mask, H, CELL.saved),
             load_states(h, c, row, units, mask, H, READS, CELL),
-            load_new(new_h, new_c, row, units, mask, H, CELL), (), grads, 0,
+            load_states(new_h, new_c, row, units, mask, H, READS_NEW, CELL), (), grads, 0,
         )  # fmt: skip
         store_grads(grad_gates_x, None, grad_x, beside, row, units, mask, H, CELL, 0, None)
         if grad_gates_h is not None:
@@ -142,15 +143,9 @@ def forward(
 
 
 def backward(
-    cell: str,
-    grad_new_h: Tensor | None,
-    grad_new_c: Tensor | None,
-    h: Tensor,
-    c: Tensor | None,
-    new_h: Tensor,
-    new_c: Tensor,
-    saved: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cell: str, grad_new_h: Tensor | None, grad_new_c: Tensor | None, h: Tensor, c: Tensor | None,
+    new_h: Tensor, new_c: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Run `<cell>_cell_backward` -> grad_gates_x, grad_gates_h (if separate), grad_h, grad_c."""
     layout = layout_of(CELLS[cell])
     grad_gates_x = h.new_empty(h.shape[0], layout.gates * h.shape[1])

@@ -17,36 +17,7 @@ Limitations:
 import triton
 import triton.language as tl
 
-from .states import (
-    add_carried,
-    load_between,
-    load_carried,
-    load_entering,
-    load_new,
-    load_old,
-    place_of,
-    state_place,
-    store_between,
-    store_carried,
-    store_new,
-)
-from .tiles import (
-    add_present,
-    gates_of,
-    gates_product,
-    kept,
-    load_planes,
-    load_rows,
-    off,
-    row_lengths,
-    rows_at,
-    stage_grads,
-    stage_weight,
-    store_grads,
-    store_saved,
-    time_at,
-    within,
-)
+from . import states, tiles
 
 
 @triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
@@ -64,16 +35,16 @@ def forward_kernel(
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    length = row_lengths(lengths, rows, N, T)
+    length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
     started = rows < 0
     previous = rows
     for s in range(0, steps):
-        t = time_at(s, steps, reverse)
-        index = rows_at(t, rows, N, offsets)
+        t = tiles.time_at(s, steps, reverse)
+        index = tiles.rows_at(t, rows, N, offsets)
         alive = t < length
-        enters = kept(reset, t, rows, N, alive)
-        last = alive & (time_at(length - 1 - t, length, reverse) == 0)
+        enters = tiles.kept(reset, t, rows, N, alive)
+        last = alive & (tiles.time_at(length - 1 - t, length, reverse) == 0)
         for STAGE in tl.static_range(STAGES):
             if STAGE == 0:
                 operand = tl.where(started, output + previous * H, h_0 + rows * H)
@@ -84,34 +55,35 @@ def forward_kernel(
             for first_unit in range(0, H, BLOCK_H):
                 units = first_unit + tl.arange(0, BLOCK_H)
                 unit_mask = units < H
-                products = gates_product(
-                    operand, operand_mask, stage_weight(weight, CELL.stages[STAGE].first_gate, H),
-                    first_unit, H, CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
+                products = tiles.gates_product(
+                    operand, operand_mask,
+                    tiles.stage_weight(weight, CELL.stages[STAGE].first_gate, H), first_unit, H,
+                    CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
                 )  # fmt: skip
-                bias_rows = load_rows(bias, units, unit_mask, H, 0, CELL.gates)
-                gates_h = gates_of(products, bias, bias_rows, CELL, STAGE)
+                bias_rows = tiles.load_rows(bias, units, unit_mask, H, 0, CELL.gates)
+                gates_h = tiles.gates_of(products, bias, bias_rows, CELL, STAGE)
                 tile = alive[:, None] & unit_mask[None, :]
                 continued = (enters & started)[:, None] & unit_mask[None, :]
-                begun = (enters & off(started))[:, None] & unit_mask[None, :]
+                begun = (enters & tiles.off(started))[:, None] & unit_mask[None, :]
                 at_rows, at_index, at_units = rows[:, None], index[:, None], units[None, :]
-                state = load_entering(carried, continued, h_0, c_0, begun, at_rows, at_units, H,
-                                      CELL)  # fmt: skip
+                state = states.load_entering(carried, continued, h_0, c_0, begun, at_rows, at_units,
+                                             H, CELL)  # fmt: skip
                 results, values = FORWARD(
-                    load_planes(gates_x, at_index, at_units, tile, H, CELL.gates), gates_h, state,
-                    load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
-                    load_between(between, at_rows, at_units, tile, H, CELL, STAGE), STAGE,
+                    tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates), gates_h,
+                    state, tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
+                    states.load_between(between, at_rows, at_units, tile, H, CELL, STAGE), STAGE,
                 )  # fmt: skip
                 if STAGE + 1 < STAGES:
-                    place = place_of(at_rows, at_units, H, STAGES - 1, STAGE)
+                    place = states.place_of(at_rows, at_units, H, STAGES - 1, STAGE)
                     tl.store(operands + place, results[0], mask=tile)
-                    store_between(between, values, at_rows, at_units, tile, H, CELL, STAGE)
+                    states.store_between(between, values, at_rows, at_units, tile, H, CELL, STAGE)
                 else:
-                    store_carried(carried, results, at_rows, at_units, tile, H, CELL)
-                    store_new(output, c_sequence, at_index, tile, h_n, c_n, at_rows,
-                              last[:, None] & unit_mask[None, :], results, at_units, H,
-                              CELL)  # fmt: skip
+                    states.store_carried(carried, results, at_rows, at_units, tile, H, CELL)
+                    states.store_new(output, c_sequence, at_index, tile, h_n, c_n, at_rows,
+                                     last[:, None] & unit_mask[None, :], results, at_units, H,
+                                     CELL)  # fmt: skip
                 if saved is not None:
-                    store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
+                    tiles.store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
             if STAGE + 1 == STAGES:
                 started = alive
                 previous = index
@@ -133,22 +105,23 @@ def backward_kernel(
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
     STATES: tl.constexpr = CELL.states
+    READS_NEW: tl.constexpr = CELL.reads_new_state
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    length = row_lengths(lengths, rows, N, T)
+    length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
     behind = rows < 0
     behind_index = rows
     flows = behind
     for s in range(0, steps + 1):
-        t = time_at(s, steps, 1 - reverse)
-        alive = within(t, length)
+        t = tiles.time_at(s, steps, 1 - reverse)
+        alive = tiles.within(t, length)
         inside = tl.minimum(tl.maximum(t, 0), steps - 1)
-        index = rows_at(inside, rows, N, offsets)
-        enters = kept(reset, inside, rows, N, alive)
+        index = tiles.rows_at(inside, rows, N, offsets)
+        enters = tiles.kept(reset, inside, rows, N, alive)
         before = t - 1 + 2 * reverse
-        follows = enters & within(before, length)
-        begins = enters & off(follows)
-        before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
+        follows = enters & tiles.within(before, length)
+        begins = enters & tiles.off(follows)
+        before_index = tiles.rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
         for STAGE in tl.static_range(STAGES - 1, -1, -1):
             for first_unit in range(0, H, BLOCK_H):
                 units = first_unit + tl.arange(0, BLOCK_H)
@@ -158,46 +131,51 @@ def backward_kernel(
                 # The product of the first stage is of the step that the backward comes from.
                 grad_index = index if STAGE + 1 < STAGES else behind_index
                 grad_mask = alive if STAGE + 1 < STAGES else flows
-                passed = load_carried(carried, at_rows, at_units,
-                                      grad_mask[:, None] & unit_mask[None, :], H,
-                                      CELL)  # fmt: skip
+                passed = states.load_carried(carried, at_rows, at_units,
+                                             grad_mask[:, None] & unit_mask[None, :], H,
+                                             CELL)  # fmt: skip
                 grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-                grad = stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight, units,
-                                   unit_mask, H, grad, CELL, (STAGE + 1) % STAGES, PRECISION,
-                                   BLOCK_K)  # fmt: skip
+                grad = tiles.stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight,
+                                         units, unit_mask, H, grad, CELL, (STAGE + 1) % STAGES,
+                                         PRECISION, BLOCK_K)  # fmt: skip
                 grads = (grad,)
                 if STAGE + 1 == STAGES:
-                    new_tile = (alive & off(behind))[:, None] & unit_mask[None, :]
-                    end_tile = (behind & off(alive))[:, None] & unit_mask[None, :]
+                    new_tile = (alive & tiles.off(behind))[:, None] & unit_mask[None, :]
+                    end_tile = (behind & tiles.off(alive))[:, None] & unit_mask[None, :]
                     grads = ()
                     for k in tl.static_range(STATES):
                         if k > 0:
                             grad = passed[k]
                         elif CELL.first_carried == 0:
                             grad += passed[k]
-                        first = state_place(at_rows, at_units, H, k, CELL)
+                        first = states.state_place(at_rows, at_units, H, k, CELL)
                         tl.store((grad_h_0 if k == 0 else grad_c_0) + first, grad, mask=end_tile)
-                        grad = add_present(grad, grad_h_n if k == 0 else grad_c_n, first, new_tile)
-                        place = state_place(at_index, at_units, H, k, CELL)
-                        grad = add_present(grad, grad_output if k == 0 else grad_c_sequence, place,
-                                           tile)  # fmt: skip
+                        grad = tiles.add_present(
+                            grad, grad_h_n if k == 0 else grad_c_n, first, new_tile
+                        )
+                        place = states.state_place(at_index, at_units, H, k, CELL)
+                        grad = tiles.add_present(grad, grad_output if k == 0 else grad_c_sequence,
+                                                 place, tile)  # fmt: skip
                         grads = grads + (grad,)
-                new_state = load_new(output, c_sequence, at_index, at_units, tile, H, CELL)
-                old_state = load_old(
+                new_state = states.load_states(
+                    output, c_sequence, at_index, at_units, tile, H, READS_NEW, CELL
+                )
+                old_state = states.load_old(
                     output, c_sequence, before_index[:, None],
                     follows[:, None] & unit_mask[None, :], h_0, c_0, at_rows,
                     begins[:, None] & unit_mask[None, :], at_units, H, CELL,
                 )  # fmt: skip
                 grad_x, beside, grad_state = BACKWARD(
-                    load_planes(saved, at_index, at_units, tile, H, CELL.saved), old_state,
-                    new_state, load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
-                    grads, STAGE,
+                    tiles.load_planes(saved, at_index, at_units, tile, H, CELL.saved), old_state,
+                    new_state,
+                    tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters), grads,
+                    STAGE,
                 )  # fmt: skip
-                store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units, tile, H,
-                            CELL, STAGE, None)  # fmt: skip
+                tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units,
+                                  tile, H, CELL, STAGE, None)  # fmt: skip
                 if STAGE + 1 < STAGES:
-                    grad_state = add_carried(passed, grad_state, CELL)
-                store_carried(carried, grad_state, at_rows, at_units, tile, H, CELL)
+                    grad_state = states.add_carried(passed, grad_state, CELL)
+                states.store_carried(carried, grad_state, at_rows, at_units, tile, H, CELL)
             if STAGE == 0:
                 behind = alive
                 behind_index = index

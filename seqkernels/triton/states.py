@@ -106,13 +106,6 @@ def load_states(h, c, at, units, mask, H, READS: tl.constexpr, CELL: tl.constexp
 
 
 @triton.jit
-def load_new(output, c_sequence, at, units, mask, H, CELL: tl.constexpr):
-    """The states after a step that a backward reads."""
-    READS: tl.constexpr = CELL.reads_new_state
-    return load_states(output, c_sequence, at, units, mask, H, READS, CELL)
-
-
-@triton.jit
 def store_new(output, c_sequence, at, tile, h_n, c_n, rows, last_tile, states, units, H,
               CELL: tl.constexpr):  # fmt: skip
     """Store the states after a step at `at`, and those of rows that end there as the final ones.

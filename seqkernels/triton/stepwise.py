@@ -18,30 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cells import CELLS
+from . import states, tiles
 from .cells import FUNCTIONS
 from .layout import Layout, layout_of
 from .pointwise import launch_rows
-from .states import (
-    load_between,
-    load_carried,
-    load_new,
-    load_old,
-    state_place,
-    store_between,
-    store_carried,
-    store_new,
-)
-from .tiles import (
-    add_present,
-    entering_limit,
-    gates_of,
-    load_planes,
-    load_rows,
-    row_limit,
-    store_grads,
-    store_saved,
-    store_through,
-)
 
 
 @triton.jit(do_not_specialize=["N", "spans", "rows", "t", "at"])
@@ -62,28 +42,28 @@ def forward_kernel(
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     for n in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        limit = row_limit(lengths, row, t, H)
+        limit = tiles.row_limit(lengths, row, t, H)
         mask = units < limit
-        enters = units < entering_limit(reset, row, t, N, limit)
+        enters = units < tiles.entering_limit(reset, row, t, N, limit)
         # Of a row that is reset the product of the first stage read an h that does not enter.
         read = enters if STAGE == 0 else mask
-        planes = load_planes(products, row, units, read, H, CELL.stages[STAGE].gates)
-        bias_rows = load_rows(bias, units, mask, H, 0, CELL.gates)
-        gates_h = gates_of(planes, bias, bias_rows, CELL, STAGE)
-        state = load_carried(carried, row, units, enters, H, CELL)
-        parameters = load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
-        before = load_between(between, row, units, mask, H, CELL, STAGE)
-        inputs = load_planes(gates_x, at + row, units, mask, H, CELL.gates)
+        planes = tiles.load_planes(products, row, units, read, H, CELL.stages[STAGE].gates)
+        bias_rows = tiles.load_rows(bias, units, mask, H, 0, CELL.gates)
+        gates_h = tiles.gates_of(planes, bias, bias_rows, CELL, STAGE)
+        state = states.load_carried(carried, row, units, enters, H, CELL)
+        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        before = states.load_between(between, row, units, mask, H, CELL, STAGE)
+        inputs = tiles.load_planes(gates_x, at + row, units, mask, H, CELL.gates)
         results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
         if STAGE + 1 < STAGES:
-            tl.store(operand + state_place(row, units, H, 0, CELL), results[0], mask=mask)
-            store_between(between, values, row, units, mask, H, CELL, STAGE)
+            tl.store(operand + states.state_place(row, units, H, 0, CELL), results[0], mask=mask)
+            states.store_between(between, values, row, units, mask, H, CELL, STAGE)
         else:
-            store_carried(carried, results, row, units, mask, H, CELL)
-            store_new(output, c_sequence, at + row, mask, h, None, row, mask, results, units, H,
-                      CELL)  # fmt: skip
+            states.store_carried(carried, results, row, units, mask, H, CELL)
+            states.store_new(output, c_sequence, at + row, mask, h, None, row, mask, results, units,
+                             H, CELL)  # fmt: skip
         if saved is not None:
-            store_saved(saved, values, at + row, units, mask, H, CELL, STAGE)
+            tiles.store_saved(saved, values, at + row, units, mask, H, CELL, STAGE)
 
 
 @triton.jit(do_not_specialize=["N", "spans", "rows", "t", "at", "before", "before_rows",
@@ -104,51 +84,59 @@ def backward_kernel(
     """
     H = spans * SPAN
     STATES: tl.constexpr = CELL.states
+    READS_NEW: tl.constexpr = CELL.reads_new_state
     STAGES: tl.constexpr = len(CELL.stages)
     LAST: tl.constexpr = STAGE + 1 == STAGES
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     unit_mask = units < H
     for n in range(tl.program_id(0), N if LAST else rows, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        limit = row_limit(lengths, row, t, tl.where(n < rows, H, 0))
+        limit = tiles.row_limit(lengths, row, t, tl.where(n < rows, H, 0))
         mask = units < limit
-        enters_limit = entering_limit(reset, row, t, N, limit)
+        enters_limit = tiles.entering_limit(reset, row, t, N, limit)
         enters = units < enters_limit
         follow_limit = tl.where(n < before_rows, enters_limit, 0)
-        follows = units < row_limit(lengths, row, before, follow_limit)
-        begins = enters & (units >= row_limit(lengths, row, before, follow_limit))
-        place = state_place(row, units, H, 0, CELL)
+        follows = units < tiles.row_limit(lengths, row, before, follow_limit)
+        begins = enters & (units >= tiles.row_limit(lengths, row, before, follow_limit))
+        place = states.state_place(row, units, H, 0, CELL)
         grads = ()
         if LAST:
             ended = unit_mask & (units >= limit)
-            flows = units < entering_limit(reset, row, behind, N, H)
+            flows = units < tiles.entering_limit(reset, row, behind, N, H)
             grad = tl.load(carried_h + place, mask=unit_mask, other=0.0)
             grad += tl.load(recurrent + place, mask=flows, other=0.0).to(tl.float32)
             tl.store(carried_h + place, grad, mask=ended)
             tl.store(recurrent + place, tl.zeros((BLOCK,), tl.float32), mask=ended)
             for k in tl.static_range(STATES):
                 if k > 0:
-                    grad = tl.load(carried_c + state_place(row, units, H, k, CELL), mask=mask,
-                                   other=0.0)  # fmt: skip
-                grad = add_present(grad, grad_output if k == 0 else grad_c_sequence,
-                                   state_place(at + row, units, H, k, CELL), mask)  # fmt: skip
+                    grad = tl.load(carried_c + states.state_place(row, units, H, k, CELL),
+                                   mask=mask, other=0.0)  # fmt: skip
+                grad = tiles.add_present(grad, grad_output if k == 0 else grad_c_sequence,
+                                         states.state_place(at + row, units, H, k, CELL),
+                                         mask)  # fmt: skip
                 grads = grads + (grad,)
         else:
             grads = (tl.load(grad_operand + place, mask=mask, other=0.0).to(tl.float32),)
-        new_state = load_new(output, c_sequence, at + row, units, mask, H, CELL)
-        old_state = load_old(output, c_sequence, before_at + row, follows, h_0, c_0, row, begins,
-                             units, H, CELL)  # fmt: skip
-        values = load_planes(saved, at + row, units, mask, H, CELL.saved)
-        parameters = load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        new_state = states.load_states(
+            output, c_sequence, at + row, units, mask, H, READS_NEW, CELL
+        )
+        old_state = states.load_old(output, c_sequence, before_at + row, follows, h_0, c_0, row,
+                                    begins, units, H, CELL)  # fmt: skip
+        values = tiles.load_planes(saved, at + row, units, mask, H, CELL.saved)
+        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
         grad_x, beside, grad_state = BACKWARD(
             values, old_state, new_state, parameters, grads, STAGE
         )
-        store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at + row, units, mask, H, CELL,
-                    STAGE, None)  # fmt: skip
+        tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at + row, units, mask, H,
+                          CELL, STAGE, None)  # fmt: skip
         if through is not None:
-            store_through(through, grad_x, beside, row, units, unit_mask, mask, H, CELL, STAGE)
+            tiles.store_through(
+                through, grad_x, beside, row, units, unit_mask, mask, H, CELL, STAGE
+            )
         for k in tl.static_range(STATES):
-            carried = (carried_h if k == 0 else carried_c) + state_place(row, units, H, k, CELL)
+            carried = (carried_h if k == 0 else carried_c) + states.state_place(
+                row, units, H, k, CELL
+            )
             if LAST:
                 passed = tl.zeros((BLOCK,), tl.float32)
                 if k >= CELL.first_carried:
