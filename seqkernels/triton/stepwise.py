@@ -79,8 +79,8 @@ def backward_kernel(
     `before` is the step whose state entered, or -1, with `before_rows` rows from `before_at` on;
     `behind` the step that the backward came from, or -1. `recurrent` is what came through its
     product, `grad_operand` what came through that of the stage behind; carried_h and carried_c,
-    float32, is the rest: of rows past their end, everything. `through` [N, ..*H] are the gradients
-    that flow through the stage's product, where those are not columns of grad_gates_x.
+    float32, is the rest: of rows past their end, everything. `through` [N, G*H] are the gradients
+    that flow through the products, for cells for which those are not columns of grad_gates_x.
     """
     H = spans * SPAN
     STATES: tl.constexpr = CELL.states
@@ -223,30 +223,27 @@ def backward(
     """Fill the gradients; tensors are contiguous, reset is uint8."""
     function, layout = FUNCTIONS[cell].backward, layout_of(CELLS[cell])
     batch, hidden_size = h_0.shape
-    stages = layout.stages
     weights = _weights(layout, weight_hh)
     recurrent = torch.zeros_like(h_0)
-    grad_operand = torch.empty_like(h_0) if len(stages) > 1 else None
+    grad_operand = torch.empty_like(h_0) if len(weights) > 1 else None
     carried_h = _carried_grad(grad_h_n, h_0)
     carried_c = None if c_0 is None else _carried_grad(grad_c_n, c_0)
-    throughs = [
-        h_0.new_empty(batch, s.gates * hidden_size) if any(s.own_columns) else None for s in stages
-    ]
+    separate = max(layout.column_of) >= 0
+    through = h_0.new_empty(batch, layout.gates * hidden_size) if separate else None
     rows_of_grads = grad_gates_x.view(-1, layout.gates * hidden_size)
     behind = -1
     for t, rows, at in steps.backward():
-        for i in reversed(range(len(stages))):
+        for i in reversed(range(len(weights))):
             launch_rows(
-                backward_kernel, batch if i + 1 == len(stages) else rows, h_0,
+                backward_kernel, batch if i + 1 == len(weights) else rows, h_0,
                 (grad_output, grad_c_sequence, recurrent, grad_operand, carried_h, carried_c,
                  bias_hh, h_0, c_0, output, c_sequence, saved, lengths, reset, grad_gates_x,
-                 grad_gates_h, throughs[i], batch),
+                 grad_gates_h, through, batch),
                 (rows, t, at, *steps.before(t), behind), CELL=layout, BACKWARD=function, STAGE=i,
             )  # fmt: skip
-            grads, first = rows_of_grads[at : at + rows], stages[i].first_gate
-            grads = grads[:, first * hidden_size : (first + stages[i].gates) * hidden_size]
-            if throughs[i] is not None:
-                grads = throughs[i][:rows]
+            grads = through[:rows] if separate else rows_of_grads[at : at + rows]
+            first = layout.stages[i].first_gate * hidden_size
+            grads = grads[:, first : first + weights[i].shape[0]]
             torch.mm(grads, weights[i], out=(grad_operand if i else recurrent)[:rows])
         behind = t
     if reset is not None:

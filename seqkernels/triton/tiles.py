@@ -59,19 +59,22 @@ def store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at, units, mask, H, 
 @triton.jit
 def store_through(through, grad_x, beside, at, units, unit_mask, mask, H, CELL: tl.constexpr,
                   STAGE: tl.constexpr):  # fmt: skip
-    """Store what flows through the product of a stage; where there is a mask, zeros outside."""
-    FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
-    COUNT: tl.constexpr = CELL.stages[STAGE].gates
+    """Store what flows through the products from the gates whose gradients a stage gives.
+
+    `through` has all gates; where there is a mask, zeros are stored outside.
+    """
+    GATES: tl.constexpr = CELL.gates
     GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
     BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
-    for k in tl.static_range(COUNT):
-        if CELL.column_of[FIRST + k] < 0:
-            column = grad_x[GRAD_AT[FIRST + k]]
-        else:
-            column = beside[BESIDE_AT[CELL.column_of[FIRST + k]]]
-        if mask is not None:
-            column = tl.where(mask, column, 0.0)
-        tl.store(through + at * (COUNT * H) + units + k * H, column, mask=unit_mask)
+    for k in tl.static_range(GATES):
+        if GRAD_AT[k] >= 0:
+            if CELL.column_of[k] < 0:
+                column = grad_x[GRAD_AT[k]]
+            else:
+                column = beside[BESIDE_AT[CELL.column_of[k]]]
+            if mask is not None:
+                column = tl.where(mask, column, 0.0)
+            tl.store(through + at * (GATES * H) + units + k * H, column, mask=unit_mask)
 
 
 @triton.jit

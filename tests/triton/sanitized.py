@@ -21,7 +21,7 @@ from seqkernels.triton.plan import Plan, candidates  # noqa: E402
 # Groups of several programs, the last of which has units and rows to spare; one row is empty.
 CASE = Case(3, 3, 40, lengths=(3, 0, 2))
 DTYPE = torch.float16
-# With two states, with a gradient of its own for the hidden side, and with kernels of its own.
+# With two states, with a gradient of its own for the hidden side, and with two stages.
 SEQUENCES = ("lstm", "gru", "gru_reset_before")
 
 
