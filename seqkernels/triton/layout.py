@@ -6,7 +6,6 @@ in every process, and with it the name under which Triton keeps a compiled kerne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 
 from ..cells import CellSpec, Stage
@@ -50,7 +49,7 @@ class StageLayout:
     own_columns: tuple[bool, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: Triton looks it up at every launch
 class Layout:
     """What a kernel must know of a cell.
 
@@ -111,13 +110,7 @@ def _stage(spec: CellSpec, stage: Stage, first_run: int) -> StageLayout:
     )
 
 
-@lru_cache(maxsize=64)
-def layout_of(spec: CellSpec) -> Layout:
-    """What kernels are told of a cell.
-
-    Raises:
-        ValueError: several stages and parameters: which stage gives their gradients is not said.
-    """
+def _layout(spec: CellSpec) -> Layout:
     if spec.parameters and len(spec.stages) > 1:
         raise ValueError(f"{spec.name}: a cell with parameters must have one stage")
     stages: list[StageLayout] = []
@@ -137,3 +130,18 @@ def layout_of(spec: CellSpec) -> Layout:
         kept_at=_places(spec.kept, spec.saved),
         stages=tuple(stages),
     )
+
+
+# By identity, and with the cell, which keeps it valid: the hash of a cell costs microseconds.
+_LAYOUTS: dict[int, tuple[CellSpec, Layout]] = {}
+
+
+def layout_of(spec: CellSpec) -> Layout:
+    """What kernels are told of a cell.
+
+    Raises:
+        ValueError: several stages and parameters: which stage gives their gradients is not said.
+    """
+    if id(spec) not in _LAYOUTS:
+        _LAYOUTS[id(spec)] = (spec, _layout(spec))
+    return _LAYOUTS[id(spec)][1]
