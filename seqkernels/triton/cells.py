@@ -1,18 +1,22 @@
-"""The pointwise mathematics of every cell: the Triton twin of csrc/cells.h, same names, same order.
+"""The mathematics of every cell: the Triton twin of csrc/cells/, same names, same order.
 
-A cell is a handful of jit functions that a kernel takes as constexpr arguments, so a new cell with
-the signatures below needs no new kernel. Every value is a float32 block. The functions know nothing
-of batches, time, pointers or storage types.
+A cell is a pair of jit functions that kernels take as constexpr arguments, and its declaration in
+seqkernels/cells.py; no kernel knows of it. Every value is a float32 block. The functions know
+nothing of batches, time, pointers or storage types.
 
-    forward(gates_x, gates_h, h, c) -> (new_h, new_c, saved)
-    backward(saved, h, c, new_h, new_c, grad_h, grad_c)
-        -> (grad_gates_x, grad_gates_hn, grad_prev_h, grad_prev_c)
+    forward(gates_x, gates_h, state, parameters, saved, STAGE) -> (results, saved)
+    backward(saved, state, new_state, parameters, grads, STAGE)
+        -> (grad_gates_x, beside, grad_state)
 
-gates_x, gates_h and grad_gates_x are tuples of G blocks, saved is a tuple of K. (h, c) is the
-previous state; grad_h and grad_c are the whole gradients of the new state; grad_prev_h leaves out
-what flows through the recurrent product. What a cell does not have is passed and returned as any
-block.
-`gru_reset_before` has a product inside its step and therefore four functions of its own.
+Everything but STAGE is a tuple: of G gates, S states, P parameters, K saved values. `results` are
+the new states or, of a stage that another follows, what the product of that one reads, alone;
+`grads` are the whole gradients of those. `beside` are columns of grad_gates_h: gradients of the
+separate gates, then of the parameters. grad_state is without what flows through the products; what
+several stages give is added.
+() stands for what a cell is not given: gates_h of other stages, saved values that are not kept,
+states that its backward does not read, and h in the forward of a cell whose backward does not: of
+that one the gradient is zero, and not read. A stage returns the saved values that it `saves`, the
+gates that it `grads` and the separate ones among these, each in that order.
 """
 
 from collections.abc import Callable
@@ -75,123 +79,115 @@ def tanh_grad(y):
 
 
 @triton.jit
-def lstm_forward(gates_x, gates_h, h, c):
-    """Gates i, f, g, o; state (h, c)."""
+def lstm_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
+    """Gates i, f, g, o; states h, c."""
     i = sigmoid(gates_x[0] + gates_h[0])
     f = sigmoid(gates_x[1] + gates_h[1])
     g = tanh(gates_x[2] + gates_h[2])
     o = sigmoid(gates_x[3] + gates_h[3])
-    new_c = f * c + i * g
-    return o * tanh(new_c), new_c, (i, f, g, o)
+    c = f * state[1] + i * g
+    return (o * tanh(c), c), (i, f, g, o)
 
 
 @triton.jit
-def lstm_backward(saved, h, c, new_h, new_c, grad_h, grad_c):
+def lstm_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
     """The gradient of `lstm_forward`."""
     i, f, g, o = saved
-    tanh_c = tanh(new_c)
-    grad = grad_c + grad_h * o * tanh_grad(tanh_c)
+    grad_h = grads[0]
+    tanh_c = tanh(new_state[1])
+    grad_c = grads[1] + grad_h * o * tanh_grad(tanh_c)
     grad_gates_x = (
-        grad * g * sigmoid_grad(i),
-        grad * c * sigmoid_grad(f),
-        grad * i * tanh_grad(g),
+        grad_c * g * sigmoid_grad(i),
+        grad_c * state[1] * sigmoid_grad(f),
+        grad_c * i * tanh_grad(g),
         grad_h * tanh_c * sigmoid_grad(o),
     )
-    return grad_gates_x, grad, tl.zeros_like(grad), grad * f
+    return grad_gates_x, (), (0.0, grad_c * f)
 
 
 @triton.jit
-def gru_forward(gates_x, gates_h, h, c):
+def gru_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
     """Gates r, z, n; state h; the reset gate acts after the product."""
     r = sigmoid(gates_x[0] + gates_h[0])
     z = sigmoid(gates_x[1] + gates_h[1])
     n = tanh(gates_x[2] + r * gates_h[2])
-    return n + z * (h - n), c, (r, z, n, gates_h[2])
+    return (n + z * (state[0] - n),), (r, z, n, gates_h[2])
 
 
 @triton.jit
-def gru_backward(saved, h, c, new_h, new_c, grad_h, grad_c):
-    """The gradient of `gru_forward`; grad_gates_hn are the n columns of grad_gates_h."""
+def gru_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
+    """The gradient of `gru_forward`; n is separate."""
     r, z, n, hn = saved
+    grad_h = grads[0]
     grad_n = grad_h * (1.0 - z) * tanh_grad(n)
     grad_gates_x = (
         grad_n * hn * sigmoid_grad(r),
-        grad_h * (h - n) * sigmoid_grad(z),
+        grad_h * (state[0] - n) * sigmoid_grad(z),
         grad_n,
     )
-    return grad_gates_x, grad_n * r, grad_h * z, grad_c
+    return grad_gates_x, (grad_n * r,), (grad_h * z,)
 
 
 @triton.jit
-def gru_reset_before_reset(gates_x_r, gates_x_z, gates_h_r, gates_h_z, h):
-    """First stage: (r, z, r * h)."""
-    r = sigmoid(gates_x_r + gates_h_r)
-    return r, sigmoid(gates_x_z + gates_h_z), r * h
+def gru_reset_before_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
+    """Gates r, z, n; state h; the product of the second stage reads r * h."""
+    if STAGE == 0:
+        r = sigmoid(gates_x[0] + gates_h[0])
+        z = sigmoid(gates_x[1] + gates_h[1])
+        return (r * state[0],), (r, z)
+    else:
+        n = tanh(gates_x[2] + gates_h[2])
+        return (n + saved[1] * (state[0] - n),), (n,)
 
 
 @triton.jit
-def gru_reset_before_update(gates_x_n, gates_h_n, h, z):
-    """Second stage, after the product with r * h: (n, new_h)."""
-    n = tanh(gates_x_n + gates_h_n)
-    return n, n + z * (h - n)
+def gru_reset_before_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
+    """The gradient of `gru_reset_before_forward`."""
+    r, z, n = saved
+    grad = grads[0]
+    if STAGE == 1:
+        grad_z = grad * (state[0] - n) * sigmoid_grad(z)
+        return (grad_z, grad * (1.0 - z) * tanh_grad(n)), (), (grad * z,)
+    else:
+        return (grad * state[0] * sigmoid_grad(r),), (), (grad * r,)
 
 
 @triton.jit
-def gru_reset_before_update_backward(z, n, h, grad_h):
-    """The gradients of the z and n columns, and of h through the update alone."""
-    grad_z = grad_h * (h - n) * sigmoid_grad(z)
-    return grad_z, grad_h * (1.0 - z) * tanh_grad(n), grad_h * z
-
-
-@triton.jit
-def gru_reset_before_reset_backward(r, h, grad_rh):
-    """From grad_rh = U_n^T grad_n: the gradient of the r column, and what it adds to that of h."""
-    return grad_rh * h * sigmoid_grad(r), grad_rh * r
-
-
-@triton.jit
-def rnn_tanh_forward(gates_x, gates_h, h, c):
+def rnn_tanh_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
     """One gate, state h."""
-    return tanh(gates_x[0] + gates_h[0]), c, ()
+    return (tanh(gates_x[0] + gates_h[0]),), ()
 
 
 @triton.jit
-def rnn_tanh_backward(saved, h, c, new_h, new_c, grad_h, grad_c):
+def rnn_tanh_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
     """The gradient of `rnn_tanh_forward`."""
-    grad = grad_h * tanh_grad(new_h)
-    return (grad,), grad, tl.zeros_like(grad), grad_c
+    return (grads[0] * tanh_grad(new_state[0]),), (), (0.0,)
 
 
 @triton.jit
-def rnn_relu_forward(gates_x, gates_h, h, c):
+def rnn_relu_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
     """One gate, state h."""
-    return relu(gates_x[0] + gates_h[0]), c, ()
+    return (relu(gates_x[0] + gates_h[0]),), ()
 
 
 @triton.jit
-def rnn_relu_backward(saved, h, c, new_h, new_c, grad_h, grad_c):
+def rnn_relu_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
     """The gradient of `rnn_relu_forward`."""
-    grad = grad_h * positive(new_h)
-    return (grad,), grad, tl.zeros_like(grad), grad_c
+    return (grads[0] * positive(new_state[0]),), (), (0.0,)
 
 
 @dataclass(frozen=True)
 class CellFunctions:
-    """The jit functions of a pointwise cell, and what its kernels carry.
-
-    Attributes:
-        forward, backward: see the top of this file.
-        carries: what a sequence kernel keeps in float32 between steps: "c", "h" or "" (nothing).
-    """
+    """The jit functions of a cell; see the top of this file."""
 
     forward: Callable
     backward: Callable
-    carries: str
 
 
 FUNCTIONS: dict[str, CellFunctions] = {
-    "lstm": CellFunctions(lstm_forward, lstm_backward, carries="c"),
-    "gru": CellFunctions(gru_forward, gru_backward, carries="h"),
-    "rnn_tanh": CellFunctions(rnn_tanh_forward, rnn_tanh_backward, carries=""),
-    "rnn_relu": CellFunctions(rnn_relu_forward, rnn_relu_backward, carries=""),
+    "lstm": CellFunctions(lstm_forward, lstm_backward),
+    "gru": CellFunctions(gru_forward, gru_backward),
+    "gru_reset_before": CellFunctions(gru_reset_before_forward, gru_reset_before_backward),
+    "rnn_tanh": CellFunctions(rnn_tanh_forward, rnn_tanh_backward),
+    "rnn_relu": CellFunctions(rnn_relu_forward, rnn_relu_backward),
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..cells import CellSpec
+from .layout import layout_of
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -56,17 +57,11 @@ def width(gates: int) -> int:
 
 
 def products(spec: CellSpec, direction: str) -> tuple[tuple[int, int], ...]:
-    """The recurrent products of a step, in order: (columns of a unit, depth / hidden_size) each."""
+    """The recurrent products of a step by stages: (gates, depth / hidden_size) of each."""
+    stages = layout_of(spec).stages
     if direction == "forward":
-        return ((width(spec.gates), 1),) if spec.pointwise else ((2, 1), (1, 1))
-    if spec.pointwise and not spec.separate_columns:
-        return ((1, spec.gates),)
-    return ((1, spec.gates - 1), (1, 1))
-
-
-def exchanges(spec: CellSpec) -> int:
-    """How often a step waits for the other programs of its group."""
-    return 1 if spec.pointwise else 2
+        return tuple((stage.gates, 1) for stage in stages)
+    return tuple((1, run.gates) for stage in stages for run in stage.runs)
 
 
 def fused_cost(
@@ -76,16 +71,16 @@ def fused_cost(
     """Estimated clocks of one step of a launch that runs the whole sequence."""
     shared = plan.members(hidden_size) > 1
     step = 40.0 * plan.block_n * plan.block_h / 128
-    for columns, depths in products(spec, direction):
-        depth, wide = depths * hidden_size, plan.block_h * columns
+    for gates, depths in products(spec, direction):
         # The padding to a power of two is multiplied, but not loaded.
-        real = min(plan.block_h, hidden_size) * (spec.gates if columns == 4 else columns)
+        depth, wide = depths * hidden_size, plan.block_h * width(gates)
+        real = min(plan.block_h, hidden_size) * gates
         step += plan.block_n * depth * itemsize / _L2_RATE
         step += real * depth * itemsize / (_SHARED_RATE if plan.resident else _L2_RATE)
         step += plan.block_n * wide * depth / _TILE_RATE["16" if itemsize == 2 else mode]
     tiles = 1 if plan.schedule == "cooperative" else -(-hidden_size // plan.block_h)
     waves = -(-plan.grid(batch, hidden_size)[0] // device.multiprocessors)
-    return waves * (tiles * step + exchanges(spec) * (_EXCHANGE if shared else _BARRIER))
+    return waves * (tiles * step + len(spec.stages) * (_EXCHANGE if shared else _BARRIER))
 
 
 def stepwise_cost(
@@ -96,7 +91,7 @@ def stepwise_cost(
 
     Launches overlap with the work before them, so the longer of the two counts.
     """
-    launches = pair * exchanges(spec) * _CLOCKS_PER_MICROSECOND
+    launches = pair * len(spec.stages) * _CLOCKS_PER_MICROSECOND
     rate = device.multiprocessors * _LIBRARY_RATE["16" if itemsize == 2 else mode]
     weights = spec.gates * hidden_size * hidden_size
     values = batch * hidden_size * (3 * spec.gates + spec.saved + 4)

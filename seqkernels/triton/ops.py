@@ -18,8 +18,8 @@ _SEQUENCE = (
 )
 _SEQUENCE_BACKWARD = (
     "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_sequence, "
-    "Tensor weight_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, Tensor saved, "
-    "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "
+    "Tensor weight_hh, Tensor? bias_hh, Tensor h_0, Tensor? c_0, Tensor output, Tensor c_sequence, "
+    "Tensor saved, Tensor? lengths, Tensor? batch_sizes, Tensor? reset, bool reverse) -> "
     "(Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h_0, Tensor grad_c_0)"
 )
 _CELL = (

@@ -14,7 +14,7 @@ from math import gcd
 import torch
 
 from ..cells import CELLS, CellSpec
-from .estimate import CLEARLY, PYTHON_PAIR, Device, fused_cost, products, stepwise_cost
+from .estimate import CLEARLY, PYTHON_PAIR, Device, fused_cost, products, stepwise_cost, width
 
 # Accumulator values that a thread may hold without spilling, as compiled for sm_80, 90 and 100:
 # with the depth split over warps and not, by kind of product (16 bits, TF32, no tensor cores).
@@ -78,8 +78,8 @@ class Plan:
         part, widest = self.split * self.block_k, 0
         parts = self.parts(spec, hidden_size, direction)
         weights = 0
-        for (columns, _), tiles in zip(products(spec, direction), parts, strict=True):
-            columns *= self.block_h
+        for (gates, _), tiles in zip(products(spec, direction), parts, strict=True):
+            columns = width(gates) * self.block_h
             weights += tiles * part * columns * itemsize
             stages = self.num_stages * part * (columns + self.block_n) * itemsize
             widest = max(widest, self.split * self.block_n * columns * 4)
@@ -130,12 +130,10 @@ class Plan:
             return options
         alone = self.members(hidden_size) == 1
         options |= {"SPLIT": self.split, "ALONE": alone, "launch_cooperative_grid": not alone}
-        tiles = self.parts(spec, hidden_size, direction) if self.resident else (0, 0)
+        tiles = self.parts(spec, hidden_size, direction)
         # Parts that are loaded before the first is multiplied, as registers allow.
-        options |= {"TILES": tiles[0], "AHEAD": 2 if short else 8}
-        if direction == "forward" and spec.pointwise:
-            return options
-        return options | {"TILES_SECOND": tiles[1] if len(tiles) > 1 else 0}
+        options |= {"TILES": tiles if self.resident else (0,) * len(tiles)}
+        return options | {"AHEAD": 2 if short else 8}
 
 
 STEPWISE = Plan("stepwise")
@@ -221,7 +219,7 @@ def fits(
     """Whether a program's tiles fit the registers: what was seen to compile without spills."""
     threads, kind = 32 * plan.num_warps, "16" if itemsize == 2 else mode
     short = narrow(hidden_size, itemsize)
-    columns = plan.block_h * max(columns for columns, _ in products(spec, direction))
+    columns = plan.block_h * max(width(gates) for gates, _ in products(spec, direction))
     accumulator = _ACCUMULATOR[plan.split > 1][kind]
     if plan.resident:
         parts = plan.parts(spec, hidden_size, direction)
@@ -231,7 +229,7 @@ def fits(
         if plan.block_n * plan.block_h > 128 and column > _WIDE_BYTES:
             return False
         accumulator *= 2 if kind == "16" else 1
-    elif not spec.pointwise and plan.split > 1 and kind == "tf32" and direction == "forward":
+    elif len(spec.stages) > 1 and plan.split > 1 and kind == "tf32" and direction == "forward":
         # Two products a step: Triton 3.6 spills on sm_100 with the whole.
         accumulator //= 2
     units = 4 if kind == "ieee" else 8

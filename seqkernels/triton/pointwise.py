@@ -16,8 +16,10 @@ from torch import Tensor
 from ..cells import CELLS
 from ..ops.registry import absent
 from .cells import FUNCTIONS
+from .layout import layout_of
 from .plan import span
-from .tiles import load_planes, store_planes
+from .states import load_states, state_place
+from .tiles import add_present, load_planes, store_grads, store_saved, store_through
 
 _BLOCK = 256
 # The largest grid of axis 0 that is asked for: rows beyond it are taken in a loop.
@@ -26,73 +28,66 @@ _PROGRAMS = 1 << 16
 
 @triton.jit(do_not_specialize=["N", "spans"])
 def forward_kernel(
-    gates_x, gates_h, h, c, new_h, new_c, saved, N, spans, SPAN: tl.constexpr,
-    FORWARD: tl.constexpr, STATES: tl.constexpr, GATES: tl.constexpr, SAVED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    gates_x, gates_h, h, c, new_h, new_c, saved, N, spans, SPAN: tl.constexpr, CELL: tl.constexpr,
+    FORWARD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Shapes: gates [N, G*H], state [N, H], saved [N, K*H] or None."""
+    """Shapes: gates [N, G*H], h [N, H], c [N, (S-1)*H], saved [N, K*H] or None."""
     H = spans * SPAN
+    STATES: tl.constexpr = CELL.states
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        old_h = tl.load(h + row * H + units, mask=mask, other=0.0).to(tl.float32)
-        old_c = old_h
-        if STATES == 2:
-            old_c = tl.load(c + row * H + units, mask=mask, other=0.0).to(tl.float32)
-        next_h, next_c, values = FORWARD(
-            load_planes(gates_x + row * (GATES * H) + units, H, mask, GATES),
-            load_planes(gates_h + row * (GATES * H) + units, H, mask, GATES),
-            old_h,
-            old_c,
-        )
-        tl.store(new_h + row * H + units, next_h, mask=mask)
-        if STATES == 2:
-            tl.store(new_c + row * H + units, next_c, mask=mask)
+        state = ()
+        for k in tl.static_range(STATES):
+            old = (h if k == 0 else c) + state_place(row, units, H, k, CELL)
+            state = state + (tl.load(old, mask=mask, other=0.0).to(tl.float32),)
+        new_state, values = FORWARD(
+            load_planes(gates_x, row, units, mask, H, CELL.gates),
+            load_planes(gates_h, row, units, mask, H, CELL.gates),
+            state, (), (), 0,
+        )  # fmt: skip
+        for k in tl.static_range(STATES):
+            new = (new_h if k == 0 else new_c) + state_place(row, units, H, k, CELL)
+            tl.store(new, new_state[k], mask=mask)
         if saved is not None:
-            store_planes(saved + row * (SAVED * H) + units, H, mask, values, SAVED)
+            store_saved(saved, values, row, units, mask, H, CELL, 0)
 
 
 @triton.jit(do_not_specialize=["N", "spans"])
 def backward_kernel(
     grad_new_h, grad_new_c, h, c, new_h, new_c, saved, grad_gates_x, grad_gates_h, grad_h, grad_c,
-    N, spans, SPAN: tl.constexpr, BACKWARD: tl.constexpr, STATES: tl.constexpr, GATES: tl.constexpr,
-    SAVED: tl.constexpr, BLOCK: tl.constexpr,
+    N, spans, SPAN: tl.constexpr, CELL: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_gates_h is written whole where it is not None: only its last H columns are its own."""
+    """grad_gates_h is written whole where it is not None: only the separate gates are its own."""
     H = spans * SPAN
+    STATES: tl.constexpr = CELL.states
+    READS_NEW: tl.constexpr = CELL.reads_new_state
+    READS: tl.constexpr = CELL.reads_state
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        place = row * H + units
-        old_h = tl.load(h + place, mask=mask, other=0.0).to(tl.float32)
-        next_h = tl.load(new_h + place, mask=mask, other=0.0).to(tl.float32)
-        arriving_h = tl.zeros((BLOCK,), tl.float32)
-        if grad_new_h is not None:
-            arriving_h += tl.load(grad_new_h + place, mask=mask, other=0.0).to(tl.float32)
-        arriving_c = tl.zeros((BLOCK,), tl.float32)
-        if grad_new_c is not None:
-            arriving_c += tl.load(grad_new_c + place, mask=mask, other=0.0).to(tl.float32)
-        old_c = old_h
-        next_c = next_h
-        if STATES == 2:
-            old_c = tl.load(c + place, mask=mask, other=0.0).to(tl.float32)
-            next_c = tl.load(new_c + place, mask=mask, other=0.0).to(tl.float32)
-        values = ()
-        if SAVED > 0:
-            values = load_planes(saved + row * (SAVED * H) + units, H, mask, SAVED)
-        grads, grad_hn, passed_h, passed_c = BACKWARD(
-            values, old_h, old_c, next_h, next_c, arriving_h, arriving_c
-        )
-        gates = row * (GATES * H) + units
-        store_planes(grad_gates_x + gates, H, mask, grads, GATES)
+        grads = ()
+        for k in tl.static_range(STATES):
+            grads = grads + (
+                add_present(tl.zeros((BLOCK,), tl.float32), grad_new_h if k == 0 else grad_new_c,
+                            state_place(row, units, H, k, CELL), mask),
+            )  # fmt: skip
+        grad_x, beside, grad_state = BACKWARD(
+            load_planes(saved, row, units, mask, H, CELL.saved),
+            load_states(h, c, row, units, mask, H, READS, CELL),
+            load_states(new_h, new_c, row, units, mask, H, READS_NEW, CELL), (), grads, 0,
+        )  # fmt: skip
+        store_grads(grad_gates_x, None, grad_x, beside, row, units, mask, H, CELL, 0, None)
         if grad_gates_h is not None:
-            store_planes(grad_gates_h + gates, H, mask, grads, GATES - 1)
-            tl.store(grad_gates_h + gates + (GATES - 1) * H, grad_hn, mask=mask)
-        tl.store(grad_h + place, passed_h, mask=mask)
-        if STATES == 2:
-            tl.store(grad_c + place, passed_c, mask=mask)
+            store_through(grad_gates_h, grad_x, beside, row, units, mask, None, H, CELL, 0)
+        for k in tl.static_range(STATES):
+            passed = tl.zeros((BLOCK,), tl.float32)
+            if k >= CELL.first_carried:
+                passed = grad_state[k]
+            tl.store((grad_h if k == 0 else grad_c) + state_place(row, units, H, k, CELL), passed,
+                     mask=mask)  # fmt: skip
 
 
 def aligned(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -135,59 +130,31 @@ def launch_rows(kernel, rows: int, h: Tensor, arguments: tuple, sizes: tuple = (
 def forward(
     cell: str, gates_x: Tensor, gates_h: Tensor, h: Tensor, c: Tensor | None, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `<cell>_cell`: gates [N, G*H], state [N, H] -> new_h, new_c, saved."""
-    spec = CELLS[cell]
+    """Run `<cell>_cell`: gates [N, G*H], state [N, H] and [N, (S-1)*H] -> new_h, new_c, saved."""
+    layout = layout_of(CELLS[cell])
     new_h = h.new_empty(h.shape)
-    new_c = h.new_empty(h.shape) if spec.states == 2 else absent(h)
-    saved = h.new_empty(h.shape[0], spec.saved * h.shape[1]) if save and spec.saved else None
+    new_c = absent(h) if c is None else h.new_empty(c.shape)
+    saved = h.new_empty(h.shape[0], layout.saved * h.shape[1]) if save and layout.saved else None
     tensors = [*aligned(gates_x, gates_h, h, c), new_h, new_c, saved]
     if h.numel() > 0:
-        launch_rows(
-            forward_kernel,
-            h.shape[0],
-            h,
-            (*tensors, h.shape[0]),
-            FORWARD=FUNCTIONS[cell].forward,
-            STATES=spec.states,
-            GATES=spec.gates,
-            SAVED=spec.saved,
-        )
+        constants = {"CELL": layout, "FORWARD": FUNCTIONS[cell].forward}
+        launch_rows(forward_kernel, h.shape[0], h, (*tensors, h.shape[0]), **constants)
     return new_h, new_c, absent(h) if saved is None else saved
 
 
 def backward(
-    cell: str,
-    grad_new_h: Tensor | None,
-    grad_new_c: Tensor | None,
-    h: Tensor,
-    c: Tensor | None,
-    new_h: Tensor,
-    new_c: Tensor,
-    saved: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run `<cell>_cell_backward` -> grad_gates_x, grad_gates_h (gru), grad_h, grad_c."""
-    spec = CELLS[cell]
-    two = spec.states == 2
-    grad_gates_x = h.new_empty(h.shape[0], spec.gates * h.shape[1])
-    grad_gates_h = torch.empty_like(grad_gates_x) if spec.separate_columns else None
+    cell: str, grad_new_h: Tensor | None, grad_new_c: Tensor | None, h: Tensor, c: Tensor | None,
+    new_h: Tensor, new_c: Tensor, saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run `<cell>_cell_backward` -> grad_gates_x, grad_gates_h (if separate), grad_h, grad_c."""
+    layout = layout_of(CELLS[cell])
+    grad_gates_x = h.new_empty(h.shape[0], layout.gates * h.shape[1])
+    grad_gates_h = torch.empty_like(grad_gates_x) if layout.columns else None
     grad_h = h.new_empty(h.shape)
-    grad_c = h.new_empty(h.shape) if two else absent(h)
-    tensors = [
-        *aligned(grad_new_h, grad_new_c if two else None, h, c, new_h, new_c, saved),
-        grad_gates_x,
-        grad_gates_h,
-        grad_h,
-        grad_c,
-    ]
+    grad_c = absent(h) if c is None else h.new_empty(c.shape)
+    given = aligned(grad_new_h, None if c is None else grad_new_c, h, c, new_h, new_c, saved)
+    results = (grad_gates_x, grad_gates_h, grad_h, grad_c)
     if h.numel() > 0:
-        launch_rows(
-            backward_kernel,
-            h.shape[0],
-            h,
-            (*tensors, h.shape[0]),
-            BACKWARD=FUNCTIONS[cell].backward,
-            STATES=spec.states,
-            GATES=spec.gates,
-            SAVED=spec.saved,
-        )
+        constants = {"CELL": layout, "BACKWARD": FUNCTIONS[cell].backward}
+        launch_rows(backward_kernel, h.shape[0], h, (*given, *results, h.shape[0]), **constants)
     return grad_gates_x, absent(h) if grad_gates_h is None else grad_gates_h, grad_h, grad_c

@@ -11,11 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
-def load_planes(pointers, stride, mask, COUNT: tl.constexpr):
-    """COUNT blocks in float32, `stride` elements apart; zeros where the mask is off."""
+def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
+    """The COUNT values of each unit that stand side by side in a row, in float32; () if none."""
     planes = ()
     for k in tl.static_range(COUNT):
-        planes = planes + (tl.load(pointers + k * stride, mask=mask, other=0.0).to(tl.float32),)
+        place = tensor + at * (COUNT * H) + units + k * H
+        planes = planes + (tl.load(place, mask=mask, other=0.0).to(tl.float32),)
     return planes
 
 
@@ -27,32 +28,90 @@ def load_either(first, first_mask, second, second_mask):
 
 
 @triton.jit
-def store_planes(pointers, stride, mask, planes, COUNT: tl.constexpr):
-    """Store COUNT blocks `stride` elements apart, cast to the pointer's dtype."""
-    for k in tl.static_range(COUNT):
-        tl.store(pointers + k * stride, planes[k], mask=mask)
+def store_saved(saved, values, at, units, mask, H, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Store the saved values of a stage."""
+    SAVED: tl.constexpr = CELL.saved
+    PLACES: tl.constexpr = CELL.stages[STAGE].saved_at
+    for k in tl.static_range(SAVED):
+        if PLACES[k] >= 0:
+            tl.store(saved + at * (SAVED * H) + units + k * H, values[PLACES[k]], mask=mask)
 
 
 @triton.jit
-def load_bias(bias, units, unit_mask, H, COUNT: tl.constexpr):
-    """The bias of every gate as a row, [1, BLOCK_H] each; zeros where there is no bias."""
+def store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at, units, mask, H, CELL: tl.constexpr,
+                STAGE: tl.constexpr, OWN: tl.constexpr):  # fmt: skip
+    """Store gradients that a stage gives: those that its OWN products read, the others, or all."""
+    GATES: tl.constexpr = CELL.gates
+    COLUMNS: tl.constexpr = CELL.columns
+    GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
+    BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
+    for k in tl.static_range(GATES):
+        if GRAD_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_gates[k] == OWN):
+            place = grad_gates_x + at * (GATES * H) + units + k * H
+            tl.store(place, grad_x[GRAD_AT[k]], mask=mask)
+    if grad_gates_h is not None:
+        for k in tl.static_range(COLUMNS):
+            if BESIDE_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_columns[k] == OWN):
+                place = grad_gates_h + at * (COLUMNS * H) + units + k * H
+                tl.store(place, beside[BESIDE_AT[k]], mask=mask)
+
+
+@triton.jit
+def store_through(through, grad_x, beside, at, units, unit_mask, mask, H, CELL: tl.constexpr,
+                  STAGE: tl.constexpr):  # fmt: skip
+    """Store what flows through the products from the gates whose gradients a stage gives.
+
+    `through` has all gates; where there is a mask, zeros are stored outside.
+    """
+    GATES: tl.constexpr = CELL.gates
+    GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
+    BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
+    for k in tl.static_range(GATES):
+        if GRAD_AT[k] >= 0:
+            if CELL.column_of[k] < 0:
+                column = grad_x[GRAD_AT[k]]
+            else:
+                column = beside[BESIDE_AT[CELL.column_of[k]]]
+            if mask is not None:
+                column = tl.where(mask, column, 0.0)
+            tl.store(through + at * (GATES * H) + units + k * H, column, mask=unit_mask)
+
+
+@triton.jit
+def add_present(x, tensor, place, mask):
+    """What is given plus, where there is a tensor, what that holds at `place`."""
+    if tensor is None:
+        return x
+    else:
+        return x + tl.load(tensor + place, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_rows(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Biases, or the parameters that follow them, from number FIRST on; () without a bias."""
     rows = ()
-    for k in tl.static_range(COUNT):
-        if bias is None:
-            row = tl.zeros(units.shape, tl.float32)
-        else:
+    if bias is not None:
+        for k in tl.static_range(FIRST, FIRST + COUNT):
             row = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
-        rows = rows + (row[None, :],)
+            rows = rows + (row,)
     return rows
 
 
 @triton.jit
-def add_rows(planes, rows, COUNT: tl.constexpr):
-    """Add one row vector to each plane."""
-    sums = ()
+def gates_of(products, bias, rows, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Products of a stage and, with a bias, its rows, by the number of the gate."""
+    FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
+    COUNT: tl.constexpr = CELL.stages[STAGE].gates
+    sums = ((),) * FIRST
     for k in tl.static_range(COUNT):
-        sums = sums + (planes[k] + rows[k],)
-    return sums
+        sums = sums + (products[k] if bias is None else products[k] + rows[FIRST + k],)
+    return sums + ((),) * (CELL.gates - FIRST - COUNT)
+
+
+@triton.jit
+def stage_weight(weight, gate, H):
+    """The rows of the weights from a gate on."""
+    return weight + tl.cast(H, tl.int64) * gate * H
 
 
 @triton.jit
@@ -117,6 +176,32 @@ def grads_product(operand, operand_mask, depth, weight, units, unit_mask, H, tot
         b = tl.load(weight + k[:, None].to(tl.int64) * H + units[None, :],
                     mask=unit_mask[None, :] & (k < depth)[:, None], other=0.0)  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def run_operand(grad_gates_x, grad_gates_h, index, H, CELL: tl.constexpr, STAGE: tl.constexpr,
+                RUN: tl.constexpr):  # fmt: skip
+    """Pointers to the gate gradients of each row that a product through a stage reads."""
+    COLUMN: tl.constexpr = CELL.stages[STAGE].runs[RUN].column
+    if CELL.stages[STAGE].runs[RUN].separate:
+        return grad_gates_h + index * (CELL.columns * H) + COLUMN * H
+    else:
+        return grad_gates_x + index * (CELL.gates * H) + COLUMN * H
+
+
+@triton.jit
+def stage_grads(grad_gates_x, grad_gates_h, index, row_mask, weight, units, unit_mask, H, total,
+                CELL: tl.constexpr, STAGE: tl.constexpr, PRECISION: tl.constexpr,
+                BLOCK_K: tl.constexpr):  # fmt: skip
+    """Add to total what flows back through the product of a stage, from the rows at `index`."""
+    for i in tl.static_range(len(CELL.stages[STAGE].runs)):
+        total = grads_product(
+            run_operand(grad_gates_x, grad_gates_h, index, H, CELL, STAGE, i), row_mask,
+            CELL.stages[STAGE].runs[i].gates * H,
+            stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units, unit_mask, H, total,
+            PRECISION, BLOCK_K,
+        )  # fmt: skip
     return total
 
 

@@ -16,27 +16,22 @@ from itertools import product
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent), str(TESTS / "cells")]
 
 import forked  # noqa: E402
 import triton  # noqa: E402
+import triton_cells  # noqa: E402
 from machine_barriers import Graph, step, unordered  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from seqkernels.cells import CELLS  # noqa: E402
-from seqkernels.triton import (  # noqa: E402
-    cooperative,
-    cooperative_reset_before,
-    pointwise,
-    reset_before,
-    sliced,
-    stepwise,
-    stepwise_reset_before,
-)
+from seqkernels.triton import cooperative, pointwise, sliced, stepwise  # noqa: E402
 from seqkernels.triton.cells import FUNCTIONS  # noqa: E402
 from seqkernels.triton.estimate import Device  # noqa: E402
 from seqkernels.triton.exchange import WAIT_OPTIONS  # noqa: E402
+from seqkernels.triton.layout import layout_of  # noqa: E402
 from seqkernels.triton.plan import Plan, candidates, span  # noqa: E402
 
 # A100, H100 and B200: multiprocessors, and bytes of shared memory that one program may have.
@@ -44,7 +39,7 @@ DEVICES = {80: Device(108, 163 << 10), 90: Device(132, 227 << 10), 100: Device(1
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 COUNTED = (*TENSOR_CORE, "LDL", "STL", "CCTL", "MEMBAR")
 INTEGERS = {"lengths": "*i64", "offsets": "*i64", "reset": "*u8", "counters": "*i32"}
-FLOATS = ("carried", "update", "carried_h", "carried_c")
+FLOATS = ("carried", "between", "carried_h", "carried_c")
 # Run-time integers, of which the compiler knows nothing.
 SIZES = ("T", "N", "spans", "reverse", "rows", "t", "at", "before", "before_rows", "before_at")
 SIZES += ("behind",)
@@ -104,67 +99,62 @@ def resources(compiled):
     }
 
 
-# Tensors that a call may lack, and those that cells with one state lack.
+# Tensors that a call may lack, and those that cells with one state, or with one stage, lack.
 OPTIONAL = ("lengths", "offsets", "reset", "bias")
-SINGLE_STATE = ("c_0", "c_n", "c_sequence", "carried_c")
-SINGLE_STATE += tuple(f"grad_{name}" for name in SINGLE_STATE)
+OTHER_STATES = ("c", "new_c", "c_0", "c_n", "c_sequence", "carried_c")
+OTHER_STATES += tuple(f"grad_{name}" for name in OTHER_STATES)
+BETWEEN = ("between", "operand", "operands", "grad_operand")
 
 
-def absent_of(spec, present):
+def absent_of(spec, direction, present):
     """Names of the tensors that a call of a cell lacks."""
+    layout = layout_of(spec)
     absent = [name for name in OPTIONAL if name not in present]
-    if spec.pointwise:
-        absent += SINGLE_STATE if spec.states == 1 else ()
-        absent += () if spec.separate_columns else ("grad_gates_h", "grad_gates_hn")
-        absent += () if spec.saved else ("saved",)
-        absent += () if FUNCTIONS[spec.name].carries else ("carried",)
+    absent += () if direction == "forward" or layout.parameters else ("bias",)
+    absent += () if spec.states > 1 else OTHER_STATES
+    absent += BETWEEN if len(layout.stages) == 1 else ()
+    absent += () if layout.columns else ("grad_gates_h",)
+    absent += () if spec.separate else ("through",)
+    absent += () if layout.saved else ("saved",)
+    absent += ("carried",) if layout.states == layout.first_carried else ()
     return absent
+
+
+def constants_of(cell, direction):
+    """The constexpr arguments of every kernel of a cell."""
+    return {
+        "CELL": layout_of(CELLS[cell]),
+        direction.upper(): getattr(FUNCTIONS[cell], direction),
+    }
 
 
 def planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, present=OPTIONAL):
     """Compile the kernel of `cell` and `direction` as `plan` would launch it."""
     spec = CELLS[cell]
     options = plan.constants(spec, hidden_size, direction, itemsize_of(dtype))
-    options["PRECISION"] = mode
+    options |= {"PRECISION": mode} | constants_of(cell, direction)
     module = cooperative if plan.schedule == "cooperative" else sliced
     if module is cooperative:
         options |= WAIT_OPTIONS
-    if spec.pointwise:
-        functions = FUNCTIONS[cell]
-        options |= {"CARRIES": functions.carries, "GATES": spec.gates, "SAVED": spec.saved}
-        options[direction.upper()] = getattr(functions, direction)
-    else:
-        module = cooperative_reset_before if module is cooperative else reset_before
     constants = {name: x for name, x in options.items() if name.isupper()}
     launch = {name: x for name, x in options.items() if not name.isupper()}
-    kernel = getattr(module, f"{direction}_kernel")
-    return compile_kernel(kernel, arch, dtype, constants, absent_of(spec, present), **launch)
+    kernel, absent = getattr(module, f"{direction}_kernel"), absent_of(spec, direction, present)
+    return compile_kernel(kernel, arch, dtype, constants, absent, **launch)
 
 
 def row_kernels(cell, direction, dtype, hidden_size, arch):
-    """Compile the fused cell kernels: of a cell op, and of the stepwise schedule."""
+    """Compile the fused cell kernels: of the stepwise schedule, and of a cell op."""
     spec = CELLS[cell]
     constants = {"SPAN": span(hidden_size, itemsize_of(dtype)), "BLOCK": pointwise._BLOCK}
+    constants |= constants_of(cell, direction)
     options = {"num_warps": 4, "enable_fp_fusion": True}
-    if not spec.pointwise:
-        kernels = [stepwise_reset_before.reset_kernel, stepwise_reset_before.update_kernel]
-        if direction == "backward":
-            kernels = [stepwise_reset_before.update_backward_kernel]
-            kernels.append(stepwise_reset_before.reset_backward_kernel)
-        for kernel in kernels:
-            yield compile_kernel(kernel, arch, dtype, constants, (), **options)
-        return
-    functions = FUNCTIONS[cell]
-    constants |= {"GATES": spec.gates, "SAVED": spec.saved}
-    constants[direction.upper()] = getattr(functions, direction)
-    absent = absent_of(spec, OPTIONAL)
+    absent = absent_of(spec, direction, OPTIONAL)
     kernel = getattr(stepwise, f"{direction}_kernel")
-    more = {"CARRIES": functions.carries}
-    yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
-    kernel = getattr(pointwise, f"{direction}_kernel")
-    absent = () if spec.separate_columns else ("grad_gates_h",)
-    more = {"STATES": spec.states}
-    yield compile_kernel(kernel, arch, dtype, constants | more, absent, **options)
+    for stage in range(len(spec.stages)):
+        yield compile_kernel(kernel, arch, dtype, constants | {"STAGE": stage}, absent, **options)
+    if spec.pointwise:
+        kernel = getattr(pointwise, f"{direction}_kernel")
+        yield compile_kernel(kernel, arch, dtype, constants, absent, **options)
 
 
 def itemsize_of(dtype):
@@ -254,6 +244,35 @@ def barriers(arch: int) -> None:
                 print(json.dumps(facts), flush=True)
 
 
+def more(arch: int) -> None:
+    """Print the facts of kernels of cells that the package does not have, one of every kind."""
+    with triton_cells.added():
+        for cell, direction in product(triton_cells.PAIRS, ("forward", "backward")):
+            found = candidates(cell, direction, 2, "ieee", 16, 512, DEVICES[arch])
+            plans = {kind_of(plan): plan for plan in found if plan.schedule != "stepwise"}
+            for plan in plans.values():
+                kernel = (cell, direction, "fp16", "ieee", 512, plan)
+                print_facts(planned_kernel(*kernel, arch), *kernel)
+            for compiled in row_kernels(cell, direction, "fp32", 37, arch):
+                print_row_facts(compiled, cell, direction, "fp32", 37)
+
+
+def print_facts(compiled, cell, direction, dtype, mode, hidden_size, plan) -> None:
+    """Print what `planned_kernel` needs of a GPU, as JSON."""
+    shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
+    facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
+    facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
+    facts |= {"exchange": plan.members(hidden_size) > 1, "kind": kind_of(plan)}
+    print(json.dumps(facts | resources(compiled)), flush=True)
+
+
+def print_row_facts(compiled, cell, direction, dtype, hidden_size) -> None:
+    """The same of a kernel of `row_kernels`."""
+    facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
+    facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
+    print(json.dumps(facts | resources(compiled)), flush=True)
+
+
 def compile_part(arch: int, first: int, step: int, begin: int, end: int) -> None:
     """Print one line a kernel, the facts as JSON: of every `step`-th from `first` on, a part.
 
@@ -261,20 +280,13 @@ def compile_part(arch: int, first: int, step: int, begin: int, end: int) -> None
     """
     kernels = list(matrix(arch, step == 1))
     part = slice(begin, end or None)
-    for cell, direction, dtype, mode, hidden_size, plan in kernels[first::step][part]:
-        compiled = planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch)
-        shared = plan.shared_bytes(CELLS[cell], hidden_size, direction, itemsize_of(dtype))
-        facts = {"name": f"{cell} {direction} {dtype} {mode} H{hidden_size} {plan}"}
-        facts |= {"tensor_core": dtype != "fp32" or mode == "tf32", "estimate": shared}
-        facts |= {"exchange": plan.members(hidden_size) > 1, "kind": kind_of(plan)}
-        print(json.dumps(facts | resources(compiled)), flush=True)
+    for kernel in kernels[first::step][part]:
+        print_facts(planned_kernel(*kernel, arch), *kernel)
     cases = [(c, d, t, h) for c in CELLS for d in ("forward", "backward")
              for t in ("fp16", "fp32") for h in (64, 37)]  # fmt: skip
     for cell, direction, dtype, hidden_size in cases[first::step][part]:
         for compiled in row_kernels(cell, direction, dtype, hidden_size, arch):
-            facts = {"name": f"{compiled.name} {cell} {direction} {dtype} H{hidden_size}"}
-            facts |= {"tensor_core": False, "estimate": 0, "exchange": False, "kind": "rows"}
-            print(json.dumps(facts | resources(compiled)), flush=True)
+            print_row_facts(compiled, cell, direction, dtype, hidden_size)
 
 
 def kinds(arch: int, first: int, step: int) -> None:
@@ -283,7 +295,7 @@ def kinds(arch: int, first: int, step: int) -> None:
     print(len(kernels), *sorted({kind_of(kernel[-1]) for kernel in kernels}))
 
 
-MODES = {"waits": waits, "barriers": barriers, "kinds": kinds, "all": compile_part}
+MODES = {"waits": waits, "barriers": barriers, "kinds": kinds, "all": compile_part, "more": more}
 
 
 if __name__ == "__main__":

@@ -6,23 +6,25 @@ echo '["SUITE"]' | python tests/triton/interpreted.py
 import random
 import time
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
 import forked
 import function_grid
+import parity
 import registered
 import sanitized
 import torch
 import triton
 import triton.language as tl
+import triton_cells
 import waiting
 from tolerance import assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import reference_sequence
-from seqkernels.ops.weights import bias_grads, weight_hh_grad
-from seqkernels.triton import cooperative, cooperative_reset_before, exchange, launch, pointwise
+from seqkernels.ops.sequence import split_state
+from seqkernels.triton import cooperative, exchange, launch, pointwise
 from seqkernels.triton.estimate import device_of
 from seqkernels.triton.plan import STEPWISE, Plan, candidates
 
@@ -45,6 +47,20 @@ class Case:
     bias: bool = True
     partial: bool = False
 
+    def drawn(self) -> parity.Case:
+        """The case with random rows: among them one that is empty and one that is full."""
+        lengths = batch_sizes = None
+        if self.layout == "lengths":
+            drawn = torch.randint(0, self.steps + 1, (self.batch,)).tolist()
+            lengths = (0, *drawn[1:-1], self.steps)
+        elif self.layout == "packed":
+            drawn = torch.randint(1, self.batch + 1, (self.steps - 1,)).tolist()
+            batch_sizes = (self.batch, *sorted(drawn, reverse=True))
+        return parity.Case(
+            self.steps, self.batch, self.hidden_size, lengths, batch_sizes, self.layout == "reset",
+            self.reverse, self.bias,
+        )  # fmt: skip
+
 
 CASES = (
     Case(),
@@ -60,88 +76,35 @@ CASES = (
 )
 
 
-def compute(cell, case, dtype, inputs, grads, lengths, batch_sizes, reset):
-    """Results and gradients of the reference in `dtype`: (names, tensors)."""
-    spec = CELLS[cell]
-    x = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in inputs]
-    output, state, c_sequence = reference_sequence(
-        spec, x[0], x[1], x[2], x[3:], lengths, batch_sizes, reset, case.reverse
-    )
-    outputs = [output, *state] if c_sequence is None else [output, *state, c_sequence]
-    pairs = [(o, g.to(dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None]
-    wanted = [t for t in x if t is not None]
-    kept, kept_grads = zip(*pairs, strict=True)
-    found = torch.autograd.grad(kept, wanted, kept_grads)
-    return [t.detach() for t in outputs], list(found)
+def once(cell, *args, plan):
+    """The forward; values for a backward are kept only if that is asked for."""
+    results = launch.forward(cell, *args, plan=plan)
+    assert args[-1] or results[4].numel() == 0
+    return results
+
+
+def twice(cell, *args, plan):
+    """The backward, run twice: it must be bit-equal."""
+    found, again = (launch.backward(cell, *args, plan=plan) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "a second backward"
+    return found
+
+
+def last_grad(results, every=parity.grads_like):
+    """The gradient of the last h alone."""
+    return [grad if i == 1 else None for i, grad in enumerate(every(results))]
 
 
 def check(cell, case, dtype, plan, repeat=False):
-    """Compare every result and every gradient of one call with the reference.
+    """Compare every result and every gradient of a call with the reference.
 
-    `repeat`: also that a second backward is bit-equal, and that saving nothing changes nothing.
+    `repeat`: also that a second backward is bit-equal.
     """
-    spec = CELLS[cell]
-    steps, batch, hidden_size = case.steps, case.batch, case.hidden_size
-    lengths = batch_sizes = reset = None
-    lead = (steps, batch)
-    if case.layout == "lengths":
-        # Among them a row that is empty and one that is full.
-        lengths = torch.randint(0, steps + 1, (batch,))
-        lengths[0], lengths[-1] = 0, steps
-    elif case.layout == "packed":
-        batch_sizes = torch.randint(1, batch + 1, (steps,)).sort(descending=True).values
-        batch_sizes[0] = batch
-        lead = (int(batch_sizes.sum()),)
-    elif case.layout == "reset":
-        reset = torch.rand(steps, batch) < 0.4
-    inputs = [
-        torch.randn(*lead, spec.gates * hidden_size),
-        torch.randn(spec.gates * hidden_size, hidden_size) / hidden_size**0.5,
-        torch.randn(spec.gates * hidden_size) if case.bias else None,
-        *(torch.randn(batch, hidden_size) for _ in range(spec.states)),
-    ]
-    inputs = [None if x is None else x.to(dtype) for x in inputs]
-    grads = [torch.randn(*lead, hidden_size), *(torch.randn_like(h) for h in inputs[3:])]
-    if spec.states == 2:
-        grads.append(torch.randn(*lead, hidden_size))
-    grads = [g.to(dtype) for g in grads]
-    if case.partial:
-        # The gradient of the last state alone.
-        grads = [g if i == 1 else None for i, g in enumerate(grads)]
-
-    gates_x, weight_hh, bias_hh, h_0 = inputs[:4]
-    c_0 = inputs[4] if spec.states == 2 else None
-    layout = (lengths, batch_sizes, reset, case.reverse)
-    results = launch.forward(cell, gates_x, weight_hh, bias_hh, h_0, c_0, *layout, True, plan=plan)
-    output, h_n, c_n, c_sequence, saved = results
-    grad_output, grad_h_n, grad_c_n, grad_c_sequence = (*grads, None, None)[:4]
-    backward = (grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight_hh, h_0, c_0)
-    backward += (output, c_sequence, saved, *layout)
-    found = launch.backward(cell, *backward, plan=plan)
-    grad_x, grad_h, grad_h_0, grad_c_0 = found
-
-    ours = [output, h_n] + ([c_n, c_sequence] if spec.states == 2 else [])
-    ours_grads = [grad_x, weight_hh_grad(spec, grad_x, grad_h, saved, h_0, output, *layout)]
-    if case.bias:
-        ours_grads.append(bias_grads(spec, grad_x, grad_h)[1])
-    ours_grads += [grad_h_0] + ([grad_c_0] if spec.states == 2 else [])
-    extra = (inputs, grads, lengths, batch_sizes, reset)
-    expected = compute(cell, case, torch.float64, *extra)
-    theirs = compute(cell, case, dtype, *extra)
-    names = ["output", "h_n", "c_n", "c_sequence"][: len(ours)]
-    names_grads = ["gates_x", "weight_hh", *(["bias_hh"] if case.bias else []), "h_0", "c_0"]
-    names += [f"grad of {name}" for name in names_grads][: len(ours_grads)]
-    for name, a, b, c in zip(
-        names, ours + ours_grads, sum(theirs, []), sum(expected, []), strict=True
-    ):
-        assert_parity(a, b, c, f"{cell} {plan} {case}: {name}")
-    if not repeat:
-        return
-    again = launch.backward(cell, *backward, plan=plan)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "a second backward"
-    lean = launch.forward(cell, gates_x, weight_hh, bias_hh, h_0, c_0, *layout, False, plan=plan)
-    assert all(torch.equal(a, b) for a, b in zip(lean[:3], results[:3], strict=True))
-    assert lean[3].numel() == lean[4].numel() == 0
+    backward = twice if repeat else launch.backward
+    ops = [sanitized.named(f, cell, "sequence", plan=plan) for f in (once, backward)]
+    grads = last_grad if case.partial else parity.grads_like
+    with mock.patch.object(parity, "grads_like", grads):
+        parity.check_sequence(cell, case.drawn(), dtype, *ops)
 
 
 def suite_float32():
@@ -170,45 +133,73 @@ def suite_cells():
         for cell, spec in CELLS.items():
             if not spec.pointwise:
                 continue
-            check_cell(cell, spec, dtype, 2, 300)
+            check_cell(cell, dtype, 2, 300)
 
 
-def check_cell(cell, spec, dtype, rows, hidden_size):
-    columns = spec.gates * hidden_size
-    inputs = [torch.randn(rows, columns) for _ in range(2)]
-    inputs += [torch.randn(rows, hidden_size) for _ in range(spec.states)]
-    inputs = [x.to(dtype) for x in inputs]
-    grads = [torch.randn(rows, hidden_size).to(dtype) for _ in range(spec.states)]
+def check_cell(cell, dtype, rows, hidden_size):
+    """Compare one step of a pointwise cell and its gradients with the reference."""
+    spec = CELLS[cell]
+
+    def random(count):
+        return torch.randn(rows, count * hidden_size).to(dtype)
+
+    h, c = random(1), random(spec.states - 1).abs() if spec.states > 1 else None
+    inputs = [random(spec.gates), random(spec.gates), h, *([] if c is None else [c])]
+    grads = [random(1), *([] if c is None else [random(spec.states - 1)])]
 
     def reference_in(kind):
         x = [t.to(kind, copy=True).requires_grad_() for t in inputs]
-        state = reference.cell(cell, x[0], x[1], tuple(x[2:]))
-        found = torch.autograd.grad(state, x, [g.to(kind) for g in grads], allow_unused=True)
-        unused = torch.zeros(rows, hidden_size, dtype=kind)
-        return [*(s.detach() for s in state), *(unused if g is None else g for g in found)]
+        state = reference.cell(cell, *x[:2], split_state(spec, *(*x[2:], None)[:2]))
+        state = [state[0], *([] if c is None else [torch.cat(state[1:], -1)])]
+        found = torch.autograd.grad(
+            state, x, [g.to(kind) for g in grads], allow_unused=True, materialize_grads=True
+        )
+        return [*(s.detach() for s in state), *found]
 
-    gates_x, gates_h, h = inputs[:3]
-    c = inputs[3] if spec.states == 2 else None
-    new_h, new_c, saved = pointwise.forward(cell, gates_x, gates_h, h, c, True)
-    grad_c = grads[1] if spec.states == 2 else None
-    found = pointwise.backward(cell, grads[0], grad_c, h, c, new_h, new_c, saved)
-    grad_x, grad_gates_h, grad_h, grad_old_c = found
-    ours = [new_h, *([new_c] if spec.states == 2 else []), grad_x]
-    ours += [grad_gates_h if spec.separate_columns else grad_x, grad_h]
-    ours += [grad_old_c] if spec.states == 2 else []
+    new_h, new_c, saved = pointwise.forward(cell, *inputs[:2], h, c, True)
+    given = (h, c, new_h, new_c, saved)
+    found = pointwise.backward(cell, *(*grads, None)[:2], *given)
+    grad_x, grad_gates_h, grad_h, grad_c = found
+    ours = [new_h, new_c, grad_x, grad_gates_h if spec.separate_columns else grad_x, grad_h, grad_c]
+    ours = [x for x in ours if x.numel()]
     for i, (a, b, e) in enumerate(
         zip(ours, reference_in(dtype), reference_in(torch.float64), strict=True)
     ):
         assert_parity(a, b, e, f"{cell} cell, result {i}")
-    lean = pointwise.forward(cell, gates_x, gates_h, h, c, False)
+    lean = pointwise.forward(cell, *inputs[:2], h, c, False)
     assert torch.equal(lean[0], new_h) and lean[2].numel() == 0
     if dtype != torch.float32:
         return
     # No gradient of one state is a gradient of zeros.
-    none = pointwise.backward(cell, grads[0], None, h, c, new_h, new_c, saved)
-    zero = torch.zeros_like(h) if spec.states == 2 else None
-    zeros = pointwise.backward(cell, grads[0], zero, h, c, new_h, new_c, saved)
+    none = pointwise.backward(cell, grads[0], None, *given)
+    zeros = pointwise.backward(cell, grads[0], None if c is None else torch.zeros_like(c), *given)
     assert all(torch.equal(a, b) for a, b in zip(none, zeros, strict=True))
+
+
+def more_cells(plans, dtypes, cases):
+    """Cells that the package does not have, on every plan: each time the next dtype and case."""
+    with triton_cells.added():
+        for i, plan in enumerate(plans):
+            for j, cell in enumerate(triton_cells.PAIRS):
+                dtype, case = dtypes[(i + j) % len(dtypes)], cases[(3 * i + j) % len(cases)]
+                check(cell, replace(case, batch=min(case.batch, 5)), dtype, plan, repeat=i == j)
+
+
+def suite_more():
+    """Every schedule with every cell from outside, every layout and dtype with one of them."""
+    cases = (*CASES[5:7], CASES[8], CASES[0])
+    more_cells((SLICED, SPLIT, STEPWISE), (torch.float32, torch.bfloat16, torch.float16), cases)
+
+
+def suite_more_whole():
+    """Every plan, every case with one cell; groups of several programs; the cell op of one."""
+    with interpreter.guard_pages(True):
+        more_cells(PLANS, (torch.float32,), CASES)
+    with triton_cells.added():
+        for i, cell in enumerate(triton_cells.PAIRS):
+            exchanged(cell, i)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            check_cell("slstm", dtype, 2, 300)
 
 
 def suite_guard():
@@ -221,7 +212,7 @@ def suite_guard():
                     check(cell, case, torch.float16, PLANS[(i + j + after) % len(PLANS)])
             for cell, spec in CELLS.items():
                 if spec.pointwise:
-                    check_cell(cell, spec, torch.float16, 2, 21)
+                    check_cell(cell, torch.float16, 2, 21)
 
 
 @triton.jit
@@ -285,8 +276,7 @@ def suite_late():
 
     gru_reset_before writes r * h to one place again and again: a slow reader meets a fast writer.
     """
-    for module in (cooperative, cooperative_reset_before):
-        module.wait_for, module.announce = _late_wait, _late_announce
+    cooperative.wait_for, cooperative.announce = _late_wait, _late_announce
     for cell in ("lstm", "gru_reset_before", "gru_reset_before"):
         exchanged(cell, random.randrange(3))
 
@@ -299,7 +289,7 @@ def suite_unsynchronised():
 
 def suite_unsynchronised_reset():
     """The same of the kernels with two exchanges a step."""
-    cooperative_reset_before.wait_for = _no_wait
+    cooperative.wait_for = _no_wait
     exchanged("gru_reset_before")
 
 
@@ -314,7 +304,7 @@ def _second_wait_alone(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.
 
 def suite_half_synchronised():
     """With the second wait of a step alone, which program 1 leaves late: it must not agree."""
-    cooperative_reset_before.wait_for = _second_wait_alone
+    cooperative.wait_for = _second_wait_alone
     exchanged("gru_reset_before")
 
 

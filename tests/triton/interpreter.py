@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent), str(TESTS / "cells")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

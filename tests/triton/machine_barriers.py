@@ -70,14 +70,31 @@ class Graph:
         return [i for i, event in enumerate(self.events) if event.kind == kind]
 
 
-def written_barriers(graph: Graph) -> dict[tuple[str, int], set[int]]:
-    """The barriers that the source asks for, by their place there; not what Triton adds."""
-    found: dict[tuple[str, int], set[int]] = {}
-    for at in graph.all_of("barrier"):
-        place = graph.events[at].place
-        if BARRIER in Path(place[0]).read_text().splitlines()[place[1] - 1]:
-            found.setdefault(place, set()).add(at)
-    return dict(sorted(found.items()))
+def written_barriers(graph: Graph) -> set[int]:
+    """The barriers that the source asks for; not what Triton adds."""
+    places = ((at, graph.events[at].place) for at in graph.all_of("barrier"))
+    return {
+        at
+        for at, (file, line) in places
+        if BARRIER in Path(file).read_text().splitlines()[line - 1]
+    }
+
+
+def layers(graph: Graph, barriers: set[int], header: int) -> list[set[int]]:
+    """The barriers of a turn in the order in which it meets them: first, second and so on.
+
+    One line of the source is several barriers where a loop over stages is written out.
+
+    Raises:
+        ValueError: a turn can be made without one of them.
+    """
+    found: list[set[int]] = []
+    ahead = {header}
+    while ahead := graph.reached(sorted(ahead), barriers | {header}) & barriers:
+        if ahead & set().union(*found) or header in graph.reached([header], ahead):
+            raise ValueError(f"a step can be made without its barrier {len(found)}")
+        found.append(ahead)
+    return found
 
 
 def step(ptx: str) -> list[list[str]]:
@@ -88,20 +105,16 @@ def step(ptx: str) -> list[list[str]]:
         ValueError: there is no barrier, or a turn can be made without one of them.
     """
     graph = Graph(ptx)
-    barriers = written_barriers(graph)
-    if not barriers:
+    every = written_barriers(graph)
+    if not every:
         raise ValueError("the source asks for no barrier")
-    every = set().union(*barriers.values())
     turns = [h for h in graph.headers if every & graph.reached([h], set())]
     header = next(h for h in turns if h in graph.reached([h], set()))
     found = []
-    for starts in ({header}, *barriers.values()):
+    for starts in ({header}, *layers(graph, every, header)):
         events = graph.reached(sorted(starts), every | {header})
         kinds = {graph.events[i].kind for i in events - {header}}
         found.append(sorted(kinds & {"load", "store"}))
-    for place, own in barriers.items():
-        if header in graph.reached([header], own):
-            raise ValueError(f"a step can be made without the barrier of {place}")
     return found
 
 

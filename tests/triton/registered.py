@@ -53,7 +53,7 @@ def opcheck():
         with torch.no_grad():
             output, h_n, c_n, c_sequence, saved = get("sequence_triton")(*forward)
         grads = (torch.ones_like(output), torch.ones_like(h_n), None, None)
-        detached = [None if x is None else x.detach() for x in (weight, h, c)]
+        detached = [None if x is None else x.detach() for x in (weight, bias, h, c)]
         kept = (*detached, output, c_sequence, saved, *layout)
         torch.library.opcheck(get("sequence_triton_backward"), (*grads, *kept))
         if spec.pointwise:

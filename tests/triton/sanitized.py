@@ -21,7 +21,7 @@ from seqkernels.triton.plan import Plan, candidates  # noqa: E402
 # Groups of several programs, the last of which has units and rows to spare; one row is empty.
 CASE = Case(3, 3, 40, lengths=(3, 0, 2))
 DTYPE = torch.float16
-# With two states, with a gradient of its own for the hidden side, and with kernels of its own.
+# With two states, with a gradient of its own for the hidden side, and with two stages.
 SEQUENCES = ("lstm", "gru", "gru_reset_before")
 
 
@@ -45,17 +45,17 @@ def checks(device: torch.device):
         plans = [kinds(cell, direction, device) for direction in ("forward", "backward")]
         for kind in plans[0]:
             ops = [
-                _named(function, cell, "sequence", plan=found[kind])
+                named(function, cell, "sequence", plan=found[kind])
                 for function, found in zip((launch.forward, launch.backward), plans, strict=True)
             ]
             yield f"{cell} {kind}", partial(check_sequence, cell, CASE, DTYPE, *ops, device)
     for cell, spec in CELLS.items():
         if spec.pointwise:
-            ops = [_named(f, cell, "cell") for f in (pointwise.forward, pointwise.backward)]
+            ops = [named(f, cell, "cell") for f in (pointwise.forward, pointwise.backward)]
             yield f"{cell} cell", partial(check_cell, cell, 3, 40, DTYPE, *ops, device)
 
 
-def _named(function, cell: str, what: str, **options):
+def named(function, cell: str, what: str, **options):
     """`function` of a cell, under the name of its op."""
     bound = partial(function, cell, **options)
     bound.__qualname__ = f"{cell}_{what}_triton"

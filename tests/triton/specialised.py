@@ -60,7 +60,7 @@ def call(cell, steps, batch, hidden_size, plan=None, dtype=torch.float32, revers
     layout = (ends, torch.full((steps,), batch) if packed else None, None, reverse)
     results = launch.forward(cell, gates_x, weight, bias, h, c, *layout, True, plan=plan)
     output, h_n, _, c_sequence, saved = results
-    given = (output, h_n, None, None, weight, h, c, output, c_sequence, saved)
+    given = (output, h_n, None, None, weight, bias, h, c, output, c_sequence, saved)
     launch.backward(cell, *given, *layout, plan=plan)
     return sorted(keys)
 

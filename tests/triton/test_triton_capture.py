@@ -55,7 +55,7 @@ def test_nothing_is_copied_from_the_host(cell, plan, layout, launches):
     with Dispatched():
         results = launch.forward(cell, gates_x, weight, bias, h_0, c_0, *how, True, plan=plan)
         output, h_n, _, c_sequence, saved = results
-        kept = (weight, h_0, c_0, output, c_sequence, saved, *how)
+        kept = (weight, bias, h_0, c_0, output, c_sequence, saved, *how)
         launch.backward(cell, output, h_n, None, None, *kept, plan=plan)
     assert len(launches) >= 2
 

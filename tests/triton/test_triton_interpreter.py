@@ -12,7 +12,7 @@ pytestmark = pytest.mark.needs("triton")
 FOLDER = Path(__file__).parent
 
 SUITES = ("float32", "half", "cells", "guard", "exchange", "late", "chosen", "opcheck", "compiled")
-SUITES += ("small", "bounded", "stuck", "functions")
+SUITES += ("small", "bounded", "stuck", "functions", "more", "more_whole")
 # Polls after which a wait gives up.
 SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 # Suites that leave a wait out.
@@ -42,7 +42,7 @@ def suites(*names: str, quick: tuple[str, ...] = ()) -> list:
     ]
 
 
-@pytest.mark.parametrize("suite", suites(*SUITES, quick=("cells", "chosen")))
+@pytest.mark.parametrize("suite", suites(*SUITES, quick=("cells", "chosen", "more")))
 def test_kernels_match_the_reference(run, suite):
     done = run(suite)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -45,7 +45,7 @@ def test_fakes_have_the_shapes_of_the_results(cell):
         output, _, _, c_sequence, saved = results
         kept = (output, c_sequence, saved, None, None, None, False)
         backward = getattr(torch.ops.seqkernels, f"{cell}_sequence_triton_backward")
-        grads = backward(output, h, None, None, weight, h, c, *kept)
+        grads = backward(output, h, None, None, weight, None, h, c, *kept)
         assert grads[0].shape == gates_x.shape and grads[2].shape == h.shape
         assert grads[1].numel() == 5 * 3 * spec.separate_columns * 8
 

@@ -10,8 +10,9 @@ import torch
 
 import seqkernels.triton
 from seqkernels import dispatch
-from seqkernels.cells import CELLS
+from seqkernels.cells import CELLS, CellSpec
 from seqkernels.triton.estimate import COMPILED_PAIR, PYTHON_PAIR, Device
+from seqkernels.triton.layout import Run, layout_of
 from seqkernels.triton.plan import (
     STEPWISE,
     Plan,
@@ -27,6 +28,35 @@ H100 = Device(132, 227 << 10)
 SIZES = [(1, 1), (13, 100), (16, 512), (16, 1024), (64, 1024), (300, 650), (4096, 200), (2, 5000)]
 KINDS = [(2, "ieee"), (4, "tf32"), (4, "ieee")]
 ROOT = Path(__file__).parents[2]
+
+
+def test_h_is_carried_in_float32_where_a_step_reads_it_beside_its_product():
+    first = {cell: layout_of(spec).first_carried for cell, spec in CELLS.items()}
+    assert first == {"lstm": 1, "gru": 0, "gru_reset_before": 0, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def test_products_of_the_backward_are_runs_of_gates_in_one_tensor():
+    def runs(spec):
+        return [stage.runs for stage in layout_of(spec).stages]
+
+    assert runs(CELLS["lstm"]) == [(Run(False, 0, 0, 4),)]
+    assert runs(CELLS["gru"]) == [(Run(False, 0, 0, 2), Run(True, 0, 2, 1))]
+    assert runs(CELLS["gru_reset_before"]) == [(Run(False, 0, 0, 2),), (Run(False, 2, 2, 1),)]
+    spec = CellSpec("middle", gates=5, states=1, separate=(1, 2, 4))
+    pieces = (Run(False, 0, 0, 1), Run(True, 0, 1, 2), Run(False, 3, 3, 1), Run(True, 2, 4, 1))
+    assert runs(spec) == [pieces]
+
+
+def test_what_kernels_are_told_of_a_cell_is_the_same_text_in_every_process():
+    """Triton keeps compiled kernels under it."""
+    for spec in CELLS.values():
+        assert " at 0x" not in repr(layout_of(spec))
+
+
+def test_parameters_of_a_cell_with_two_stages_are_refused():
+    two = CELLS["gru_reset_before"]
+    with pytest.raises(ValueError, match="must have one stage"):
+        layout_of(CellSpec("two", 3, 1, saved=3, parameters=1, stages=two.stages))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -13,13 +13,12 @@ from seqkernels.triton import launch
 from seqkernels.triton.plan import Plan
 
 PLAN = Plan("cooperative", 16, 16, 16, split=2)
-KERNELS = {"lstm": "cooperative", "gru_reset_before": "cooperative_reset_before"}
 
 
 def stuck():
     """Programs one after another: the first waits for others that have not begun, and gives up."""
     hidden_size = 37
-    for cell, kernels in KERNELS.items():
+    for cell in ("lstm", "gru_reset_before"):
         spec = CELLS[cell]
         h = torch.randn(3, hidden_size)
         c = h if spec.states == 2 else None
@@ -28,9 +27,9 @@ def stuck():
         output = torch.randn(2, 3, hidden_size)
         layout = (None, None, None, False)
         forward = (gates, weight, None, h, c, *layout, True)
-        _gives_up(launch.forward, cell, forward, f"{kernels} forward")
-        backward = (output, None, None, None, weight, h, c, output, output, saved, *layout)
-        _gives_up(launch.backward, cell, backward, f"{kernels} backward")
+        _gives_up(launch.forward, cell, forward, "cooperative forward")
+        backward = (output, None, None, None, weight, None, h, c, output, output, saved, *layout)
+        _gives_up(launch.backward, cell, backward, "cooperative backward")
 
 
 def _gives_up(function, cell, arguments, name):
