@@ -72,7 +72,6 @@ CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
     "csrc/cuda/decode_bfloat16.cu",
     "csrc/cuda/cell.cu",
     "csrc/cuda/binding.cpp",
-    "csrc/cuda/cell_reset_before.cu",
     "csrc/cuda/stepwise.cpp",
     "csrc/cuda/decode_binding.cpp",
     "csrc/cuda/runtime.cu",

@@ -35,10 +35,10 @@ enum class Cell : int32_t {
 };
 
 template <typename C>
-inline constexpr Cell kCell{};
+inline constexpr Cell kCellOf{};
 #define SK_VALUE(Type, name) \
   template <>                \
-  inline constexpr Cell kCell<Type> = Cell::k##Type;
+  inline constexpr Cell kCellOf<Type> = Cell::k##Type;
 SK_FOR_EACH_CELL(SK_VALUE)
 #undef SK_VALUE
 

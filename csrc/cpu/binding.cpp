@@ -98,7 +98,7 @@ struct Ops {
 
   static const char* name(const char* suffix) {
     thread_local std::string text;
-    text = std::string(facts(kCell<C>).name) + suffix;
+    text = std::string(facts(kCellOf<C>).name) + suffix;
     return text.c_str();
   }
 
@@ -152,7 +152,7 @@ struct Ops {
     const int64_t N = shape.layout.batch, H = shape.hidden;
     check_c(op, "c_0", c_0);
     Forward f{};
-    shape.fill(f, kCell<C>, a.dtype(), reverse);
+    shape.fill(f, kCellOf<C>, a.dtype(), reverse);
     f.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
     f.bias_hh = bias(op, a, bias_hh, H);
     f.h_0 = a.pointer("h_0", h_0, {N, H});
@@ -180,13 +180,13 @@ struct Ops {
   // One step of few rows is a product and a cell: packing the weights would take most of its time.
   static bool is_one_step(const Forward& f, const Shape& shape) {
     const Layout& layout = shape.layout;
-    const Kernels& k = kernels(kCell<C>, f.dtype);
+    const Kernels& k = kernels(kCellOf<C>, f.dtype);
     return layout.steps == 1 && layout.batch <= kFewRows && !layout.lengths &&
            !layout.batch_sizes && !f.reset && products(f.dtype).few_rows && k.cell;
   }
   static void run_one_step(const Forward& f, const Tensor& gates_x, Five& made) {
     auto& [output, h_n, c_n, c_sequence, saved] = made;
-    const Kernels& k = kernels(kCell<C>, f.dtype);
+    const Kernels& k = kernels(kCellOf<C>, f.dtype);
     const int64_t N = f.batch, H = f.hidden;
     Tensor gates_h = make(gates_x, {N, C::kGates * H});
     void* gates = gates_h.mutable_data_ptr();
@@ -210,7 +210,7 @@ struct Ops {
     const std::vector<int64_t> over_time = with_columns(shape.rows, H);
     check_c(op, "c_0", c_0);
     Backward b{};
-    shape.fill(b, kCell<C>, a.dtype(), reverse);
+    shape.fill(b, kCellOf<C>, a.dtype(), reverse);
     b.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
     if (C::kParameters > 0) b.bias_hh = bias(op, a, bias_hh, H);
     b.grad_output = a.pointer("grad_output", grad_output, over_time);
@@ -251,7 +251,7 @@ struct Ops {
     f.gates_h = a.pointer("gates_h", gates_h, {N, C::kGates * H});
     f.h = a.pointer("h", h, {N, H});
     f.c = a.pointer("c", c, {N, kOthers * H});
-    return finish_cell(kernels(kCell<C>, a.dtype()), f, gates_x, N, save);
+    return finish_cell(kernels(kCellOf<C>, a.dtype()), f, gates_x, N, save);
   }
 
   static Three step(Tensor x, Tensor weight_ih, Tensor weight_hh, Optional bias_ih,
@@ -278,7 +278,7 @@ struct Ops {
                      a.pointer("bias_hh", bias_hh, {rows}), gates_h});
     f.gates_x = gates_x;
     f.gates_h = gates_h;
-    return finish_cell(kernels(kCell<C>, a.dtype()), f, x, N, save);
+    return finish_cell(kernels(kCellOf<C>, a.dtype()), f, x, N, save);
   }
 
   // Allocate the results of one step and run the cell.
@@ -320,7 +320,7 @@ struct Ops {
     b.grad_gates_h = grad_gates_h.mutable_data_ptr();
     b.grad_h = grad_h.mutable_data_ptr();
     b.grad_c = grad_c.mutable_data_ptr();
-    run_cell_backward(kernels(kCell<C>, a.dtype()), b, N);
+    run_cell_backward(kernels(kCellOf<C>, a.dtype()), b, N);
     return {grad_gates_x, grad_gates_h, grad_h, grad_c};
   }
 };

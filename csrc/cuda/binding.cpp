@@ -131,7 +131,7 @@ STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   using namespace seqkernels;
 #define SK_IMPL(Type, name)                                                                \
   {                                                                                        \
-    using Own = Ops<Cell::k##Type>;                                                        \
+    using Own = Ops<kCellOf<Type>>;                                                        \
     m.impl(#name "_sequence", TORCH_BOX((&Own::forward<&stepwise_forward>)));              \
     m.impl(#name "_sequence_backward", TORCH_BOX((&Own::backward<&stepwise_backward>)));   \
     m.impl(#name "_sequence_persistent", TORCH_BOX((&Own::forward<&persistent_forward>))); \

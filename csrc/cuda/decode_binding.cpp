@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
 STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   using namespace seqkernels;
 #define SK_IMPL(Type, name) \
-  if constexpr (kPointwise<Type>) m.impl(#name "_greedy", TORCH_BOX((&greedy_op<Cell::k##Type>)));
+  if constexpr (kPointwise<Type>) m.impl(#name "_greedy", TORCH_BOX((&greedy_op<kCellOf<Type>>)));
   SK_FOR_EACH_CELL(SK_IMPL)
 #undef SK_IMPL
   m.impl("greedy_refusal", TORCH_BOX(&greedy_refusal));

@@ -58,8 +58,7 @@ class Layout:
         columns: of grad_gates_h, in units of H.
         column_of: of every gate: its column there, -1 where its gradient stands in grad_gates_x.
         first_carried: 0 if kernels carry h in float32 between steps beside the other states, else
-            1: where a step reads h through its product alone. What a step reads of h, its backward
-            needs too, so a cell says it with `reads_state`; otherwise it is not given h.
+            1: where h enters a step through its products alone.
         reads_state, reads_new_state: of every state, whether the backward reads it.
         kept: how many saved values later stages of a step read.
         kept_at: of every saved value: its place among those, -1 where none reads it.
@@ -123,7 +122,7 @@ def _layout(spec: CellSpec) -> Layout:
         parameters=spec.parameters,
         columns=spec.separate_columns,
         column_of=_places(spec.separate, spec.gates),
-        first_carried=0 if 0 in spec.reads_state else 1,
+        first_carried=0 if spec.uses_h else 1,
         reads_state=tuple(k in spec.reads_state for k in range(spec.states)),
         reads_new_state=tuple(k in spec.reads_new_state for k in range(spec.states)),
         kept=len(spec.kept),

@@ -51,7 +51,7 @@ def call(cell, steps, batch, hidden_size, plan=None, dtype=torch.float32, revers
     weight = tensor((spec.gates * hidden_size, hidden_size), dtype, shift)
     bias = tensor((spec.gates * hidden_size,), dtype, shift)
     h = tensor((batch, hidden_size), dtype, shift)
-    c = h if spec.states == 2 else None
+    c = h if spec.states > 1 else None
     if cells:
         new_h, new_c, saved = pointwise.forward(cell, gates_x[0], gates_x[0], h, c, True)
         pointwise.backward(cell, new_h, None, h, c, new_h, new_c, saved)

@@ -21,7 +21,7 @@ def stuck():
     for cell in ("lstm", "gru_reset_before"):
         spec = CELLS[cell]
         h = torch.randn(3, hidden_size)
-        c = h if spec.states == 2 else None
+        c = h if spec.states > 1 else None
         weight = torch.randn(spec.gates * hidden_size, hidden_size)
         gates, saved = (torch.randn(2, 3, n * hidden_size) for n in (spec.gates, spec.saved))
         output = torch.randn(2, 3, hidden_size)

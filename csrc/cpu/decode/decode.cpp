@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> greedy_op(
     int64_t max_length, int64_t eos, int64_t pad, bool scores) {
   return greedy({embedding, weight_ih, weight_hh, bias_ih, bias_hh, weight_out, bias_out, h_0, c_0,
                  start, max_length, eos, pad, scores},
-                kCell<C>, C::kGates, C::kStates);
+                kCellOf<C>, C::kGates, C::kStates);
 }
 
 template <typename C, typename Library>

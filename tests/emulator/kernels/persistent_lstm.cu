@@ -15,7 +15,7 @@ struct Device {
 int prepare(SequenceArgs* a, bool backward, int batch, int hidden, int steps, int reverse,
             const Device& device) {
   PlanRequest request;
-  request.cell = Cell::kLstm;
+  request.cell = kCellOf<Lstm>;
   request.backward = backward, request.batch = batch, request.hidden = hidden;
   request.processors = device.processors, request.max_cluster = device.max_cluster;
   request.max_units = device.max_units;

@@ -14,7 +14,7 @@ struct Sizes {
 // What forward and backward are told alike. Returns -1 where there is no plan.
 int prepare(SequenceArgs* a, bool backward, const Sizes& s) {
   PlanRequest request;
-  request.cell = Cell::kLstm;
+  request.cell = kCellOf<Lstm>;
   request.backward = backward, request.batch = s.batch, request.hidden = s.hidden;
   request.processors = s.processors, request.shared_per_block = s.shared_per_block;
   request.max_cluster = s.max_cluster, request.max_units = s.max_units;
