@@ -214,7 +214,7 @@ def announce_compilations() -> None:
 
 
 def triton(machine: Machine) -> Iterator[tuple[str, _Check]]:
-    """The schedules of Triton, for a pointwise cell and for the one with kernels of its own."""
+    """The schedules of Triton, for a pointwise cell and for the one with two stages."""
     import sanitized
 
     announce_compilations()

@@ -247,4 +247,4 @@ def test_opcheck_of_the_kernels(parts, cell):
     grad = torch.randn(4, 3, side * 24)
     grads = grad, h_n, c_n if two else None, grad if two else None
     results = output, c_sequence, saved
-    torch.library.opcheck(backward, (*grads, *weights, *state, *results, *layout))
+    torch.library.opcheck(backward, (*grads, *weights, bias_hh, *state, *results, *layout))

@@ -23,7 +23,6 @@ from tolerance import assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.ops.sequence import split_state
 from seqkernels.triton import cooperative, exchange, launch, pointwise
 from seqkernels.triton.estimate import device_of
 from seqkernels.triton.plan import STEPWISE, Plan, candidates
@@ -149,8 +148,8 @@ def check_cell(cell, dtype, rows, hidden_size):
 
     def reference_in(kind):
         x = [t.to(kind, copy=True).requires_grad_() for t in inputs]
-        state = reference.cell(cell, *x[:2], split_state(spec, *(*x[2:], None)[:2]))
-        state = [state[0], *([] if c is None else [torch.cat(state[1:], -1)])]
+        state = reference.cell(cell, *x[:2], reference.split_state(spec, *(*x[2:], None)[:2]))
+        state = [state[0], *([] if c is None else [reference.others(state)])]
         found = torch.autograd.grad(
             state, x, [g.to(kind) for g in grads], allow_unused=True, materialize_grads=True
         )
