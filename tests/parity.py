@@ -111,8 +111,8 @@ def inputs_of(cell: str, case: Case, dtype: torch.dtype, device: torch.device | 
         values[2][spec.gates * h :].sigmoid_()
     if cell == "rnn_relu":
         _away_from_the_kink(values)
-    if cell == "slstm":  # divides by its third state
-        values[4][:, h : 2 * h].abs_().add_(1)
+    if cell == "slstm":
+        _clear_of_a_tie(values)
     reset = (torch.rand(case.steps, case.batch) < 0.3).to(device) if case.reset else None
     lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
     batch_sizes = None if case.batch_sizes is None else torch.tensor(case.batch_sizes)
@@ -128,6 +128,23 @@ def _away_from_the_kink(values) -> None:
     h_0.abs_()
     if bias_hh is not None:
         bias_hh.abs_()
+
+
+def _clear_of_a_tie(values) -> None:
+    """The larger of two gates alone is given a gradient, and rounding must not choose which.
+
+    i and f vary little, and f lies far above i or, together with all that m gathers, far below. The
+    third state is a divisor.
+    """
+    gates_x, weight_hh, bias_hh, _, c_0 = values
+    h = weight_hh.shape[1]
+    c_0[:, h : 2 * h].abs_().add_(1)
+    for vary in (gates_x[..., : 2 * h], weight_hh[: 2 * h], c_0[:, 2 * h :]):
+        vary.mul_(0.25)
+    if bias_hh is not None:
+        bias_hh[: 2 * h].mul_(0.25)
+    forget = gates_x[..., h : 2 * h]
+    forget.add_(torch.where(torch.rand(forget.shape) < 0.5, 3.0, -40.0).to(forget))
 
 
 def grads_like(results):

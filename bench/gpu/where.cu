@@ -40,21 +40,22 @@ struct WithoutCell : P {
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = this->element[i];
       if (!e.valid) continue;
+      auto& v = this->step[i];
       if constexpr (P::kBackward) {
-        const float sum = this->from_h[i] + this->from_c[i] + this->state[i] + this->c[i];
+        const float sum = v.grad_new_state[0] + v.grad_new_state[1] + v.new_state[1] + v.state[1];
 #pragma unroll
         for (int k = 0; k < Lstm::kGates; ++k) {
-          this->gates[i][k] = this->saved[i][k] + sum;
-          stage<M>(a.plan, slice, k, e, this->gates[i][k]);
+          v.grad_gates_x[k] = v.saved[k] + sum;
+          stage<M>(a.plan, slice, k, e, v.grad_gates_x[k]);
         }
       } else {
         float sum = 0.0f;
 #pragma unroll
         for (int k = 0; k < Lstm::kGates; ++k) {
-          this->saved[i][k] = this->gates_x[i][k];
-          sum += this->gates_x[i][k];
+          v.saved[k] = v.gates_x[k];
+          sum += v.gates_x[k];
         }
-        this->h[i] = this->c[i] = this->out_h[i] = this->out_c[i] = sum;
+        v.state[0] = v.state[1] = v.new_state[0] = v.new_state[1] = sum;
         stage<M>(a.plan, slice, 0, e, sum);
       }
     }

@@ -6,16 +6,14 @@ the passes reads, and values that are saved beside them.
 
 from itertools import product
 
-import joined
-import parity
 import pytest
 import torch
-from cells.steps import SPECS, added
 from emulated_ops import TOYS
 from emulator import SCHEDULES
 from joined import check_directions, check_layers
 from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
 from recording import recorded
+from steps import SPECS, added
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
@@ -45,31 +43,6 @@ EXCHANGES = {
 def toys():
     with added():
         yield
-
-
-def clear_inputs(cell, *case):
-    """The inputs of parity.py, those of slstm clear of a tie.
-
-    The larger of two gates alone is given a gradient, and rounding must not choose which: i and f
-    vary little, and f lies far above i or, together with all that m gathers, far below.
-    """
-    values, layout = inputs_of(cell, *case)
-    if cell == "slstm":
-        gates_x, weight_hh, bias_hh, _, c_0 = values
-        h = weight_hh.shape[1]
-        for vary in (gates_x[..., : 2 * h], weight_hh[: 2 * h], c_0[:, 2 * h :]):
-            vary.mul_(0.25)
-        if bias_hh is not None:
-            bias_hh[: 2 * h].mul_(0.25)
-        forget = gates_x[..., h : 2 * h]
-        forget.add_(torch.where(torch.rand(forget.shape) < 0.5, 3.0, -40.0).to(forget))
-    return values, layout
-
-
-@pytest.fixture(autouse=True)
-def clear_of_a_tie(monkeypatch):
-    for module in (parity, joined):
-        monkeypatch.setattr(module, "inputs_of", clear_inputs)
 
 
 @pytest.fixture(autouse=True)
