@@ -212,7 +212,7 @@ struct Ops {
     Backward b{};
     shape.fill(b, kCellOf<C>, a.dtype(), reverse);
     b.weight_hh = a.pointer("weight_hh", weight_hh, {C::kGates * H, H});
-    if (C::kParameters > 0) b.bias_hh = bias(op, a, bias_hh, H);
+    b.bias_hh = bias(op, a, bias_hh, H);
     b.grad_output = a.pointer("grad_output", grad_output, over_time);
     b.grad_h_n = a.pointer("grad_h_n", grad_h_n, {N, H});
     b.h_0 = a.pointer("h_0", h_0, {N, H});

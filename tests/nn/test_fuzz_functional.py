@@ -213,6 +213,7 @@ def _op_backward(d):
         "grad_c_n": torch.randn_like(c_n) if two else None,
         "grad_c_sequence": torch.randn_like(c_sequence) if two else None,
         "weight_hh": given["weight_hh"],
+        "bias_hh": given["bias_hh"],
         "h": given["h"],
         "c": given["c"],
         "output": output,
