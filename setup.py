@@ -201,6 +201,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
     cxx = os.environ.get("CXX", "g++")
     includes = [f"-I{ROOT / 'csrc'}"]
     host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    host += ["-Werror=switch"]  # a switch over cells, dtypes or number formats leaves none out
     # torch's checks put the source's name into their messages: without the folder it was built in.
     host += [f"-fmacro-prefix-map={ROOT}/="]
     host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *more_cells(), *spin_limit()]
