@@ -58,25 +58,25 @@ CPU_SOURCES = [  # torch-free, or with the stable-ABI headers of torch
     "csrc/cpu/decode/dispatch.cpp",
 ]
 CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
-    "csrc/cuda/persistent_half.cu",
-    "csrc/cuda/persistent_bfloat16.cu",
-    "csrc/cuda/persistent_tf32.cu",
-    "csrc/cuda/stacked_float32.cu",
-    "csrc/cuda/stacked_bfloat16.cu",
-    "csrc/cuda/stacked_tf32.cu",
-    "csrc/cuda/stacked_half.cu",
-    "csrc/cuda/persistent_float32.cu",
-    "csrc/cuda/decode_float32.cu",
-    "csrc/cuda/persistent_float32_backward.cu",
-    "csrc/cuda/decode_half.cu",
-    "csrc/cuda/decode_bfloat16.cu",
-    "csrc/cuda/cell.cu",
+    "csrc/cuda/persistent/persistent_half.cu",
+    "csrc/cuda/persistent/persistent_bfloat16.cu",
+    "csrc/cuda/persistent/persistent_tf32.cu",
+    "csrc/cuda/persistent/stacked_float32.cu",
+    "csrc/cuda/persistent/stacked_bfloat16.cu",
+    "csrc/cuda/persistent/stacked_tf32.cu",
+    "csrc/cuda/persistent/stacked_half.cu",
+    "csrc/cuda/persistent/persistent_float32.cu",
+    "csrc/cuda/decode/decode_float32.cu",
+    "csrc/cuda/persistent/persistent_float32_backward.cu",
+    "csrc/cuda/decode/decode_half.cu",
+    "csrc/cuda/decode/decode_bfloat16.cu",
+    "csrc/cuda/stepwise/cell.cu",
     "csrc/cuda/binding.cpp",
-    "csrc/cuda/stepwise.cpp",
-    "csrc/cuda/decode_binding.cpp",
+    "csrc/cuda/stepwise/stepwise.cpp",
+    "csrc/cuda/decode/binding.cpp",
     "csrc/cuda/runtime.cu",
-    "csrc/cuda/persistent.cpp",
-    "csrc/cuda/plan_cache.cpp",
+    "csrc/cuda/persistent/persistent.cpp",
+    "csrc/cuda/plan/plan_cache.cpp",
     "csrc/cuda/device_facts.cpp",
     "csrc/cuda/precision.cpp",
 ]
@@ -201,6 +201,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
     cxx = os.environ.get("CXX", "g++")
     includes = [f"-I{ROOT / 'csrc'}"]
     host = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    host += ["-Werror=switch"]  # a switch over cells, dtypes or number formats leaves none out
     # torch's checks put the source's name into their messages: without the folder it was built in.
     host += [f"-fmacro-prefix-map={ROOT}/="]
     host += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *more_cells(), *spin_limit()]

@@ -6,9 +6,9 @@
 #include <map>
 #include <string>
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #ifdef SK_WITH_CUDA
-#include "cuda/plan_cache.h"
+#include "cuda/plan/plan_cache.h"
 #endif
 
 #ifndef SK_CUDA_ARCHS

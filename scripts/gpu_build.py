@@ -97,7 +97,7 @@ def ninja_file(archs: str) -> str:
     """The build file of the measuring kernels: one library each."""
     nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--compress-mode=size"]
-    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    flags += [f"-I{ROOT / 'csrc'}"]
     flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs.split(";")]
     lines = [
         "rule compile",

@@ -1,7 +1,7 @@
 """Launch plans for an H100 as tables: rewrites those of docs/cuda.md.
 
-Plans are host code (csrc/cuda/plan.h), so no GPU is needed, and tests/cuda/test_plan.py compares
-the page with what the extension says.
+Plans are host code (csrc/cuda/plan/), so no GPU is needed, and tests/cuda/test_plan.py compares the
+page with what the extension says.
 """
 
 import re

@@ -2,10 +2,11 @@
 // copies inside a cluster, flagged words and a counter through L2. All have one interface, and all
 // leave a round's slices in shared memory, by sender, but for the own one.
 //
-// Why a buffer may be written again: as in csrc/cuda/exchange.h. A block publishes round r after it
-// has collected round r - 1, which its peers published after they had read all of round r - 2.
+// Why a buffer may be written again: as in csrc/cuda/persistent/exchange.h. A block publishes round
+// r after it has collected round r - 1, which its peers published after they had read all of round
+// r - 2.
 #pragma once
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 namespace micro {
 

@@ -1,4 +1,4 @@
-"""What a round of an exchange costs, inside a cluster and through L2: decides csrc/cuda/estimate.h.
+"""What a round of an exchange costs, in a cluster and through L2: for csrc/cuda/plan/estimate.h.
 
 A case is one way of exchanging, with groups of so many blocks and slices of so many bytes, for one
 group alone or for as many as the device holds. micro.cu checks what arrives in every round.

@@ -2,10 +2,10 @@
 // and without one of its parts. Each build makes one variant, -DSK_VARIANT=Whole or another below.
 //
 // A variant is a number format that computes as HalfMath does, with one part of the loop in
-// csrc/cuda/persistent.h replaced. What is left out takes none of the step; barriers, launches and
-// the plan stay. The numbers of a variant without a part mean nothing.
-#include "backward.h"
-#include "forward.h"
+// csrc/cuda/persistent/persistent.h replaced. What is left out takes none of the step; barriers,
+// launches and the plan stay. The numbers of a variant without a part mean nothing.
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/forward.h"
 
 namespace seqkernels {
 

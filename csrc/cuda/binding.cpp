@@ -1,6 +1,6 @@
 // The CUDA implementations of the ops in ops.cpp: registration, and the pointwise cell ops.
 // stepwise.cpp holds the sequence ops, persistent.cpp those that keep weights on chip.
-#include "tensors.h"
+#include "cuda/tensors.h"
 
 namespace seqkernels {
 namespace {

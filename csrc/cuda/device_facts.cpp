@@ -3,7 +3,7 @@
 #include <map>
 #include <mutex>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 #ifndef SK_CUDA_ARCHS
 #define SK_CUDA_ARCHS ""

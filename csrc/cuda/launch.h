@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cells/all.h"
-#include "plan.h"
+#include "cuda/plan/plan.h"
 
 namespace seqkernels {
 

@@ -2,7 +2,7 @@
 // (torch.backends.cudnn.rnn.fp32_precision), and torch's stable ABI does not pass it on.
 #include <Python.h>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace seqkernels {
 

@@ -1,6 +1,6 @@
 // What the bindings need of the CUDA runtime beside their kernels.
-#include "device.h"
-#include "launch.h"
+#include "cuda/launch.h"
+#include "cuda/ptx/device.h"
 
 namespace seqkernels {
 namespace {

@@ -17,7 +17,7 @@
 
 #include "../check.h"
 #include "../library.h"
-#include "launch.h"
+#include "cuda/launch.h"
 
 #ifdef SK_EMULATE
 #define SK_DEVICE_KEY CPU

@@ -2,7 +2,7 @@
 
 For what no sequence kernel runs well: large batches of large recurrences. It takes every shape,
 never waits for the device and can be captured in a CUDA graph. The products follow torch's own
-switch for TF32 in matrix products, as csrc/cuda/stepwise.cpp does.
+switch for TF32 in matrix products, as csrc/cuda/stepwise/stepwise.cpp does.
 Kernels: program (p, q) owns rows p, p + programs, ... of the batch, in the q-th block of BLOCK
 units. On chip: everything between the loads and the stores, in float32.
 Between steps: h in the storage dtype, where the product reads it; what is carried in float32.

@@ -44,12 +44,17 @@ def tool(name: str) -> str | None:
     return str(path) if path.exists() else None
 
 
+def found(source: str) -> Path:
+    """The file of this name in one of the folders of csrc/cuda."""
+    (path,) = SOURCES.rglob(source)
+    return path
+
+
 def built(source: str, arch: str) -> Path | None:
     """The object that setup.py has made of `source`, if it is up to date and holds `arch`."""
-    inputs = [SOURCES / source, *SOURCES.glob("*.h"), *SOURCES.parent.glob("*.h")]
-    inputs += SOURCES.parent.glob("cells/*.h")
+    inputs = [found(source), *SOURCES.parent.rglob("*.h")]
     newest = max(path.stat().st_mtime for path in inputs)
-    for output in ROOT.glob(f"build/*-cuda/csrc.cuda.{source}.o"):
+    for output in ROOT.glob(f"build/*-cuda/csrc.cuda.*{source}.o"):
         log = Path(f"{output}.log")
         if output.stat().st_mtime > newest and log.exists() and f"'sm_{arch}'" in log.read_text():
             return output
@@ -66,14 +71,14 @@ def compile_for(source: str, arch: str, folder: Path) -> tuple[Path, str]:
     output = folder / f"{source}.{arch}.cubin"
     command = [str(nvcc()), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    command += [str(SOURCES / source), "-o", str(output)]
+    command += [str(found(source)), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return output, done.stderr
 
 
 @cache
 def kernels(source: str, arch: str, folder: Path) -> list[Kernel]:
-    """What nvcc makes of `csrc/cuda/<source>` for `arch`: of the build, or compiled for this."""
+    """What nvcc makes of a source in csrc/cuda for `arch`: of the build, or compiled for this."""
     output, log = compile_for(source, arch, folder)
     command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{arch}", str(output)]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout

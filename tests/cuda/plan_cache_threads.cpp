@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "plan_cache.h"
+#include "cuda/plan/plan_cache.h"
 
 namespace seqkernels {
 

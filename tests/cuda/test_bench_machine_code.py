@@ -35,7 +35,7 @@ def compiled(name, folder):
     """A library of bench/gpu, as `make gpu-build` makes it, and its machine code."""
     source, path = libraries.SOURCES[name], folder / f"{name}.so"
     command = [str(nvcc()), "-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC", "-Xptxas=-v"]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    command += [f"-I{ROOT / 'csrc'}"]
     command += ["-gencode=arch=compute_90a,code=sm_90a", *(f"-D{d}" for d in source.defines)]
     command += [str(source.path), "-o", str(path)]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr

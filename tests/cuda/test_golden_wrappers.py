@@ -1,4 +1,4 @@
-"""Every wrapper in csrc/cuda/device*.h does on a GPU what it does in the emulator.
+"""Every wrapper in csrc/cuda/ptx/device*.h does on a GPU what it does in the emulator.
 
 The kernels are compiled by nvcc for each architecture wherever nvcc is, and run where a GPU is.
 """
@@ -27,7 +27,7 @@ NEED_CLUSTERS = ("cluster", "exchange")
 
 def compile_with_nvcc(architecture: str, output: Path, *flags: str) -> str:
     """Compile the golden kernels; returns what the assembler says about each."""
-    command = [NVCC, "-std=c++17", "-O3", f"-arch={architecture}", "-I", ROOT / "csrc" / "cuda"]
+    command = [NVCC, "-std=c++17", "-O3", f"-arch={architecture}", "-I", ROOT / "csrc"]
     command += ["-Xptxas", "-v", *flags, "-o", output]
     done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

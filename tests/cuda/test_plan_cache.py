@@ -11,7 +11,7 @@ import torch
 from seqkernels import _extension, dispatch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = ("tests/cuda/plan_cache_threads.cpp", "csrc/cuda/plan_cache.cpp")
+SOURCES = ("tests/cuda/plan_cache_threads.cpp", "csrc/cuda/plan/plan_cache.cpp")
 SOURCES += ("csrc/cuda/device_facts.cpp",)
 
 
@@ -19,7 +19,7 @@ SOURCES += ("csrc/cuda/device_facts.cpp",)
 def said(tmp_path_factory):
     """The lines of the program, run under the race checker."""
     program = tmp_path_factory.mktemp("plan_cache") / "threads"
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    includes = [f"-I{ROOT / 'csrc'}"]
     flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", '-DSK_CUDA_ARCHS="90a"']
     sources = [str(ROOT / source) for source in SOURCES]
     subprocess.run(["g++", *flags, *includes, *sources, "-o", str(program)], check=True)

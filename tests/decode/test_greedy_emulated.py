@@ -109,7 +109,7 @@ def test_clean_under_a_sanitizer(sanitizer):
     from emulated_ops import library
     from recording import recorded, replay
 
-    watched = emulator.build(["csrc/cuda/decode_float32.cu"], sanitizer=sanitizer)
+    watched = emulator.build(["csrc/cuda/decode/decode_float32.cu"], sanitizer=sanitizer)
     for cell, name, schedule in (("lstm", "tiles", "shuffled"), ("gru", "one-row", "depth first")):
         with recorded(library()) as launches:
             run(Decoder(cell, SIZES[name], 0), max_length=3)

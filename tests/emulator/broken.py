@@ -23,10 +23,13 @@ class Replacement(Protocol):
 
 def altered(bug: Replacement) -> Path:
     """A copy of the headers with the bug, named by its content."""
-    text = (ROOT / "csrc" / "cuda" / bug.file).read_text()
+    (broken,) = ROOT.glob(f"csrc/cuda/**/{bug.file}")
+    text = broken.read_text()
     assert text.count(bug.old) == 1, f"{bug.file} must hold this once: {bug.old}"
     text = text.replace(bug.old, bug.new)
-    headers = [h for folder in ("", "cells/", "cuda/") for h in ROOT.glob(f"csrc/{folder}*.h")]
+    headers = [
+        h for place in ("*.h", "cells/*.h", "cuda/**/*.h") for h in ROOT.glob(f"csrc/{place}")
+    ]
     key = hashlib.sha256(text.encode() + b"".join(h.read_bytes() for h in sorted(headers)))
     tree = CACHE / f"altered-{key.hexdigest()[:20]}"
     if tree.exists():
@@ -37,7 +40,7 @@ def altered(bug: Replacement) -> Path:
         copy = part / header.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(header, copy)
-    (part / "csrc" / "cuda" / bug.file).write_text(text)
+    (part / broken.relative_to(ROOT)).write_text(text)
     with contextlib.suppress(OSError):  # another process was first
         part.rename(tree)
     return tree

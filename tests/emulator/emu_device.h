@@ -1,4 +1,4 @@
-// Bodies of the wrappers in csrc/cuda/device*.h that touch a kernel's memory. Compiled with the
+// Bodies of the wrappers in csrc/cuda/ptx/device*.h that touch a kernel's memory. Compiled with the
 // kernel, and instrumented with it when a sanitizer is on.
 #pragma once
 #include <type_traits>

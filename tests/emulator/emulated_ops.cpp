@@ -1,6 +1,6 @@
 // What the emulated CUDA ops have beside the bindings and kernels, which are those of csrc: the
 // device that plans are made for.
-#include "cuda/plan_cache.h"
+#include "cuda/plan/plan_cache.h"
 
 namespace seqkernels {
 extern DeviceFacts emulated_facts;

@@ -28,9 +28,9 @@ from emulator import Library as EmulatorLibrary
 
 import seqkernels  # noqa: F401  (loads torch's libraries)
 
-KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 BINDINGS = [HERE / "emulated_ops.cpp", ROOT / "csrc" / "ops.cpp", ROOT / "csrc" / "decode_ops.cpp"]
-BINDINGS += sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+BINDINGS += sorted((ROOT / "csrc" / "cuda").rglob("*.cpp"))
 
 
 class EmulatedOps:
@@ -46,7 +46,7 @@ class EmulatedOps:
 
     def _build(self) -> Path:
         torch_dir = Path(torch.__file__).parent
-        includes = [f"-I{p}" for p in (HERE, ROOT / "csrc", ROOT / "csrc" / "cuda")]
+        includes = [f"-I{p}" for p in (HERE, ROOT / "csrc")]
         includes += [f"-I{cuda_home() / 'include'}"]
         kernels = [*FLAGS, *self.flags, *includes]
         core = [*CORE_FLAGS, *includes]

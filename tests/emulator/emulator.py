@@ -1,6 +1,6 @@
 """Build .cu files for the CPU emulator and call their launchers from Python.
 
-    library = build(["csrc/cuda/cell.cu"])
+    library = build(["csrc/cuda/stepwise/cell.cu"])
     library.run("sk_lstm_cell", x, y, n, None, schedule="shuffled").check()
 
 A launcher is an extern "C" function that returns an error code. Arrays (numpy or torch, contiguous)
@@ -279,8 +279,9 @@ def compiler() -> list[str]:
 
 
 def _headers(tree: Path = ROOT) -> bytes:
-    folders = [HERE, TOYS_FOLDER, *(tree / "csrc" / f for f in ("", "cells", "cuda"))]
-    files = [header for folder in folders for header in folder.glob("*.h")]
+    files = [*HERE.glob("*.h"), *TOYS_FOLDER.glob("*.h")]
+    for place in ("*.h", "cells/*.h", "cuda/**/*.h"):
+        files += tree.glob(f"csrc/{place}")
     return b"".join(f.read_bytes() for f in sorted(files))
 
 
@@ -359,7 +360,7 @@ def build(
     core_flags, instrument = SANITIZERS[sanitizer]
 
     def includes(tree: Path) -> list[str]:
-        folders = (HERE, tree / "csrc", tree / "csrc" / "cuda", cuda_home() / "include")
+        folders = (HERE, tree / "csrc", cuda_home() / "include")
         return [f"-I{p}" for p in folders]
 
     flags = [*FLAGS, *core_flags, *includes(tree), *instrument, *(f"-D{d}" for d in defines)]

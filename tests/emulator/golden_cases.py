@@ -1,4 +1,4 @@
-"""What every wrapper in csrc/cuda/device*.h must do, for the emulator and for a GPU alike.
+"""What every wrapper in csrc/cuda/ptx/device*.h must do, for the emulator and for a GPU alike.
 
 A case calls launchers of kernels/golden.cu through `call(name, *arguments)`, which changes the
 arrays in place, and asserts what they then hold.

@@ -1,6 +1,6 @@
 // For tests: what sk::Polls left behind in a build with a limit.
 #pragma once
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 #ifdef SK_SPIN_LIMIT
 // Six numbers of each block that gave up, in the order of sk::SpinRecord; returns how many did.

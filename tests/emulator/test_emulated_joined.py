@@ -158,7 +158,10 @@ def test_sanitizers(sanitizer, exchange):
         both = Both(*both_ops("lstm", **EXCHANGES[exchange]))
         output, _, _, c_sequence, saved = both.forward(*values, *options, True)
         both.backward(output, values[3], values[4], c_sequence, *options)
-    sources = ["csrc/cuda/persistent_bfloat16.cu", "csrc/cuda/stacked_bfloat16.cu"]
+    sources = [
+        "csrc/cuda/persistent/persistent_bfloat16.cu",
+        "csrc/cuda/persistent/stacked_bfloat16.cu",
+    ]
     program = build(sources, sanitizer=sanitizer)
     persistent = [x for x in launches if "persistent_kernel" in x.kernel]
     assert len(persistent) == 4

@@ -30,7 +30,10 @@ OPTIONS = {
     "reset-lengths-reverse": Case(6, 4, 40, lengths=(3, 5, 1, 4), reset=True, reverse=True),
 }
 # The kernels of one number format, to be built again with a sanitizer.
-SANITIZED = ["csrc/cuda/persistent_bfloat16.cu", "csrc/cuda/stacked_bfloat16.cu"]
+SANITIZED = [
+    "csrc/cuda/persistent/persistent_bfloat16.cu",
+    "csrc/cuda/persistent/stacked_bfloat16.cu",
+]
 
 
 @pytest.fixture(autouse=True)

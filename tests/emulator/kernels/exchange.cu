@@ -3,7 +3,7 @@
 //
 // All compute the same: a value per block and step, x_b(t + 1) = sum over blocks of x(t), modulo
 // 97, plus the block's index. One warp a block.
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // One small kernel for every wrapper in device.h and its parts, and for the warp functions that the
 // emulator defines. The same file runs in the emulator and on a GPU: a difference is a mistake in a
 // wrapper or in its emulation.
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 namespace {
 

@@ -3,7 +3,7 @@
 // A block owns 8 hidden units; its slice of weight_hh stays in shared memory. Each of its 4 warps
 // computes one gate of the 8 units for up to 16 rows by mma.sync. h goes through global memory, one
 // grid barrier a step. Limitations: N <= 16, H a multiple of 16.
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 namespace {
 

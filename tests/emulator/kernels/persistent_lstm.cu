@@ -1,7 +1,7 @@
 // The persistent kernels of one cell and number format, LSTM in float16: enough for tests that
 // compile altered copies of the headers, and quick to compile.
-#include "backward.h"
-#include "forward.h"
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/forward.h"
 #include "spin_records.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // Three stacked layers of LSTM in float16 without biases, forward and backward in one launch each:
 // enough for tests that compile altered copies of the headers, and quick to compile.
-#include "backward.h"
-#include "forward.h"
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/forward.h"
 #include "spin_records.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Wrong uses of warp and block instructions, one at a time. x [64]: one block of two warps.
-#include "device.h"
+#include "cuda/ptx/device.h"
 
 namespace {
 
