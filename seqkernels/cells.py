@@ -1,7 +1,8 @@
 """The table of cells: what csrc/cells/ declares of each, as values."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import Tensor
 
@@ -20,6 +21,20 @@ class Stage:
     gates: int
     grads: tuple[int, ...]
     saves: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring gates of a stage whose gradients on the recurrent side lie in one tensor.
+
+    In grad_gates_h if they are `separate`, else in grad_gates_x, they begin at `column`; `row` is
+    their first one of weight_hh. All in units of H.
+    """
+
+    separate: bool
+    column: int
+    row: int
+    gates: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class CellSpec:
         separate: gates whose gradient on the recurrent side is not that of the input side.
         operand: of a cell with two stages: what the product of the second read, from the saved
             values and h before the step, each [rows, H].
+        runs: of every stage its gates, in the order of their rows; follows from the others.
     """
 
     name: str
@@ -56,11 +72,22 @@ class CellSpec:
     reads_new_state: tuple[int, ...] = ()
     separate: tuple[int, ...] = ()
     operand: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None
+    runs: tuple[tuple[Run, ...], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self):
         if not self.stages:
             stage = Stage(0, self.gates, tuple(range(self.gates)), tuple(range(self.saved)))
             object.__setattr__(self, "stages", (stage,))
+        object.__setattr__(self, "runs", tuple(map(self._runs, self.stages)))
+
+    def _runs(self, stage: Stage) -> tuple[Run, ...]:
+        gates = range(stage.first_gate, stage.first_gate + stage.gates)
+        found = []
+        for separate, group in groupby(gates, self.separate.__contains__):
+            first, *others = group
+            column = self.separate.index(first) if separate else first
+            found.append(Run(separate, column, first, 1 + len(others)))
+        return tuple(found)
 
     @property
     def pointwise(self) -> bool:
@@ -102,13 +129,12 @@ CELLS: dict[str, CellSpec] = {
 }
 
 
-def add_compiled(declared: Sequence[dict]) -> None:
-    """Add cells that the extension was compiled with beside the package's own.
+def compiled(cell: dict) -> CellSpec:
+    """A cell as the extension declares it: its attributes, a stage as a tuple."""
+    return CellSpec(**cell | {"stages": tuple(Stage(*stage) for stage in cell["stages"])})
 
-    Args:
-        declared: of every cell its attributes, a stage as a tuple.
-    """
-    for cell in declared:
-        if cell["name"] not in CELLS:
-            stages = tuple(Stage(*stage) for stage in cell["stages"])
-            CELLS[cell["name"]] = CellSpec(**cell | {"stages": stages})
+
+def add_compiled(declared: Sequence[dict]) -> None:
+    """Add cells that the extension was compiled with beside the package's own."""
+    for cell in map(compiled, declared):
+        CELLS.setdefault(cell.name, cell)

@@ -94,7 +94,7 @@ struct Ops {
   using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
   using Three = std::tuple<Tensor, Tensor, Tensor>;
   static constexpr int kOthers = kOtherStates<C>, kSeparate = kSeparateColumns<C>;
-  static constexpr bool kTwo = kOthers > 0;
+  static constexpr bool kHasC = kOthers > 0;
 
   static const char* name(const char* suffix) {
     thread_local std::string text;
@@ -103,7 +103,7 @@ struct Ops {
   }
 
   static void check_c(const char* op, const char* what, const Optional& c) {
-    SK_CHECK(c.has_value() == kTwo, op, kTwo ? ": expected " : ": has no cell state, got ", what);
+    SK_CHECK(c.has_value() == kHasC, op, kHasC ? ": expected " : ": has no cell state, got ", what);
   }
 
   static Five sequence(Tensor gates_x, Tensor weight_hh, Optional bias_hh, Tensor h_0, Optional c_0,
@@ -164,15 +164,15 @@ struct Ops {
   static Five results(Forward& f, const Shape& shape, const Tensor& like, bool save) {
     const int64_t N = shape.layout.batch, H = shape.hidden;
     Tensor output = make(like, with_columns(shape.rows, H)), h_n = make(like, {N, H});
-    Tensor c_n = kTwo ? make(like, {N, kOthers * H}) : absent(like);
+    Tensor c_n = kHasC ? make(like, {N, kOthers * H}) : absent(like);
     Tensor c_sequence =
-        kTwo && save ? make(like, with_columns(shape.rows, kOthers * H)) : absent(like);
+        kHasC && save ? make(like, with_columns(shape.rows, kOthers * H)) : absent(like);
     Tensor saved =
         C::kSaved > 0 && save ? make(like, with_columns(shape.rows, C::kSaved * H)) : absent(like);
     f.output = output.mutable_data_ptr();
     f.h_n = h_n.mutable_data_ptr();
     f.c_n = c_n.mutable_data_ptr();
-    if (kTwo && save) f.c_sequence = c_sequence.mutable_data_ptr();
+    if (kHasC && save) f.c_sequence = c_sequence.mutable_data_ptr();
     if (C::kSaved > 0 && save) f.saved = saved.mutable_data_ptr();
     return {output, h_n, c_n, c_sequence, saved};
   }
@@ -217,7 +217,7 @@ struct Ops {
     b.grad_h_n = a.pointer("grad_h_n", grad_h_n, {N, H});
     b.h_0 = a.pointer("h_0", h_0, {N, H});
     b.output = a.pointer("output", output, over_time);
-    if (kTwo) {
+    if (kHasC) {
       const std::vector<int64_t> others = with_columns(shape.rows, kOthers * H);
       b.grad_c_n = a.pointer("grad_c_n", grad_c_n, {N, kOthers * H});
       b.grad_c_sequence = a.pointer("grad_c_sequence", grad_c_sequence, others);
@@ -230,7 +230,7 @@ struct Ops {
     Tensor grad_gates_h =
         kSeparate > 0 ? make(output, with_columns(shape.rows, kSeparate * H)) : absent(output);
     Tensor grad_h_0 = make(output, {N, H});
-    Tensor grad_c_0 = kTwo ? make(output, {N, kOthers * H}) : absent(output);
+    Tensor grad_c_0 = kHasC ? make(output, {N, kOthers * H}) : absent(output);
     b.grad_gates_x = grad_gates_x.mutable_data_ptr();
     b.grad_gates_h = grad_gates_h.mutable_data_ptr();
     b.grad_h_0 = grad_h_0.mutable_data_ptr();
@@ -286,7 +286,7 @@ struct Ops {
                            bool save) {
     const int64_t H = f.hidden;
     const bool keep = C::kSaved > 0 && save;
-    Tensor new_h = make(like, {N, H}), new_c = kTwo ? make(like, {N, kOthers * H}) : absent(like);
+    Tensor new_h = make(like, {N, H}), new_c = kHasC ? make(like, {N, kOthers * H}) : absent(like);
     Tensor saved = keep ? make(like, {N, C::kSaved * H}) : absent(like);
     f.new_h = new_h.mutable_data_ptr();
     f.new_c = new_c.mutable_data_ptr();
@@ -307,7 +307,7 @@ struct Ops {
     b.grad_new_h = a.pointer("grad_new_h", grad_new_h, {N, H});
     b.h = a.pointer("h", h, {N, H});
     b.new_h = a.pointer("new_h", new_h, {N, H});
-    if (kTwo) {
+    if (kHasC) {
       b.grad_new_c = a.pointer("grad_new_c", grad_new_c, {N, kOthers * H});
       b.c = a.pointer("c", c, {N, kOthers * H});
       b.new_c = a.pointer("new_c", new_c, {N, kOthers * H});
@@ -315,7 +315,7 @@ struct Ops {
     if (C::kSaved > 0) b.saved = a.pointer("saved", saved, {N, C::kSaved * H});
     Tensor grad_gates_x = make(h, {N, C::kGates * H});
     Tensor grad_gates_h = kSeparate > 0 ? make(h, {N, C::kGates * H}) : absent(h);
-    Tensor grad_h = make(h, {N, H}), grad_c = kTwo ? make(h, {N, kOthers * H}) : absent(h);
+    Tensor grad_h = make(h, {N, H}), grad_c = kHasC ? make(h, {N, kOthers * H}) : absent(h);
     b.grad_gates_x = grad_gates_x.mutable_data_ptr();
     b.grad_gates_h = grad_gates_h.mutable_data_ptr();
     b.grad_h = grad_h.mutable_data_ptr();

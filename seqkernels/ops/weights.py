@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..cells import CellSpec, Stage
+from ..cells import CellSpec
 from .packed import batch_sizes_on, last_places
 from .registry import LIBRARY, NAMESPACE, get, register_no_derivative, same_device
 
@@ -139,8 +139,12 @@ def weight_hh_grad(
     """grad_weight_hh, [G*H, H], from the gate gradients of all steps."""
     H = output.shape[-1]
     h = _entering_h(h_0, output, lengths, batch_sizes, reset, reverse)
-    grad = grad_gates_x.flatten(0, -2)
-    parts = [_recurrent_grads(spec, stage, grad, grad_gates_h, H) for stage in spec.stages]
+    # By whether they are separate.
+    grads = grad_gates_x.flatten(0, -2), grad_gates_h.flatten(0, -2) if spec.separate else None
+    parts = [
+        [grads[r.separate][:, r.column * H : (r.column + r.gates) * H] for r in runs]
+        for runs in spec.runs
+    ]
     first = rows_product(parts[0], h)
     if len(parts) == 1:
         return first
@@ -149,26 +153,6 @@ def weight_hh_grad(
     values = zip(*(value.split(rows) for value in values), strict=True)
     operand = [spec.operand(saved, part) for saved, part in zip(values, h, strict=True)]
     return torch.cat((first, rows_product(parts[1], operand)))
-
-
-def _recurrent_grads(
-    spec: CellSpec, stage: Stage, grad: Tensor, grad_gates_h: Tensor, hidden_size: int
-) -> list[Tensor]:
-    """Gradients of a stage's recurrent pre-activations, side by side in few pieces."""
-    end = stage.first_gate + stage.gates
-    runs: list[list] = []  # [tensor, first column, columns], in units of H
-    for gate in range(stage.first_gate, end):
-        separate = gate in spec.separate
-        column = spec.separate.index(gate) if separate else gate
-        if runs and runs[-1][0] is separate and runs[-1][1] + runs[-1][2] == column:
-            runs[-1][2] += 1
-        else:
-            runs.append([separate, column, 1])
-    tensors = {False: grad, True: grad_gates_h.flatten(0, -2) if spec.separate else None}
-    return [
-        tensors[separate][:, column * hidden_size : (column + columns) * hidden_size]
-        for separate, column, columns in runs
-    ]
 
 
 def bias_grads(spec: CellSpec, grad_gates_x: Tensor, grad_gates_h: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,23 +6,8 @@ in every process, and with it the name under which Triton keeps a compiled kerne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from ..cells import CellSpec, Stage
-
-
-@dataclass(frozen=True)
-class Run:
-    """A product of the backward: neighbouring gates of a stage with gradients in one tensor.
-
-    In grad_gates_h if they are `separate`, else in grad_gates_x, they begin at `column`; `row` is
-    their first one of weight_hh. All in units of H.
-    """
-
-    separate: bool
-    column: int
-    row: int
-    gates: int
+from ..cells import CellSpec, Run, Stage
 
 
 @dataclass(frozen=True)
@@ -84,22 +69,15 @@ def _places(numbers: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(numbers.index(k) if k in numbers else -1 for k in range(count))
 
 
-def _stage(spec: CellSpec, stage: Stage, first_run: int) -> StageLayout:
+def _stage(spec: CellSpec, stage: Stage, runs: tuple[Run, ...], first_run: int) -> StageLayout:
     column_of = _places(spec.separate, spec.gates)
     own = [0 <= gate - stage.first_gate < stage.gates for gate in range(spec.gates)]
-    runs = []
-    for separate, group in groupby(
-        (gate for gate in range(spec.gates) if own[gate]), lambda gate: column_of[gate] >= 0
-    ):
-        first, *others = group
-        column = column_of[first] if separate else first
-        runs.append(Run(separate, column, first, 1 + len(others)))
     beside = [column_of[gate] for gate in stage.grads if column_of[gate] >= 0]
     beside += range(len(spec.separate), spec.separate_columns)
     return StageLayout(
         first_gate=stage.first_gate,
         gates=stage.gates,
-        runs=tuple(runs),
+        runs=runs,
         first_run=first_run,
         saved_at=_places(stage.saves, spec.saved),
         grad_at=_places(stage.grads, spec.gates),
@@ -113,8 +91,8 @@ def _layout(spec: CellSpec) -> Layout:
     if spec.parameters and len(spec.stages) > 1:
         raise ValueError(f"{spec.name}: a cell with parameters must have one stage")
     stages: list[StageLayout] = []
-    for stage in spec.stages:
-        stages.append(_stage(spec, stage, sum(len(before.runs) for before in stages)))
+    for stage, runs in zip(spec.stages, spec.runs, strict=True):
+        stages.append(_stage(spec, stage, runs, sum(len(before.runs) for before in stages)))
     return Layout(
         gates=spec.gates,
         states=spec.states,

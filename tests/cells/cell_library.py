@@ -1,10 +1,9 @@
 """The CPU ops of cells from outside the package, in a library with a namespace of its own."""
 
-import sysconfig
 from pathlib import Path
 
 import torch
-from emulator import ROOT, compile_objects, link
+from emulator import ROOT, compile_objects, link, op_flags, torch_libraries
 
 CPU = ROOT / "csrc" / "cpu"
 HERE = Path(__file__).resolve().parent
@@ -26,11 +25,8 @@ def build(cells: Path, library: str) -> Path:
     Returns:
         The shared library, for `torch.ops.load_library`.
     """
-    torch_dir = Path(torch.__file__).parent
-    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}"]
-    flags += [f"-DSK_LIBRARY={library}", "-DSK_ONLY_MORE_CELLS", f'-DSK_MORE_CELLS="{cells}"']
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{torch_dir / 'include'}"]
-    flags += [f"-isystem{sysconfig.get_paths()['include']}"]
+    flags = ["-std=c++17", "-O2", "-fPIC", f"-I{ROOT / 'csrc'}", *op_flags(library)]
+    flags += ["-DSK_ONLY_MORE_CELLS", f'-DSK_MORE_CELLS="{cells}"']
     headers = sorted([*(ROOT / "csrc").rglob("*.h"), *cells.parent.glob("*.h")])
     content = b"".join(header.read_bytes() for header in headers) + torch.__version__.encode()
     jobs = [(ROOT / "csrc" / name, flags, content) for name in ("ops.cpp", "decode_ops.cpp")]
@@ -38,8 +34,7 @@ def build(cells: Path, library: str) -> Path:
         isa = ISAS.get(source.stem.split("_")[-1])
         own = [] if isa is None else ["-ffp-contract=fast", *isa]
         jobs.append((source, [*flags, *own], content))
-    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    return link(compile_objects(jobs), library, ".so", ["-shared", *libraries])
+    return link(compile_objects(jobs), library, ".so", ["-shared", *torch_libraries()])
 
 
 def load() -> torch._ops._OpNamespace:

@@ -58,7 +58,6 @@ def check_gradients(cell: str, forward, backward) -> None:
 
 def gradients(cell, given, found, saved, output, layout):
     """Of gates_x, weight_hh, bias_hh and the states, from what a backward op returns."""
-
     spec, (_, _, _, h_0, _), (grad_x, grad_h, *states) = CELLS[cell], given, found
     weight = weight_hh_grad(spec, grad_x, grad_h, saved, h_0, output, *layout)
     return (grad_x, weight, bias_grads(spec, grad_x, grad_h)[1], *states)

@@ -7,7 +7,6 @@ tests/cells, a library of its own.
 
 import contextlib
 import functools
-import sysconfig
 from pathlib import Path
 
 import torch
@@ -23,6 +22,8 @@ from emulator import (
     compile_objects,
     cuda_home,
     link,
+    op_flags,
+    torch_libraries,
 )
 from emulator import Library as EmulatorLibrary
 
@@ -45,15 +46,11 @@ class EmulatedOps:
         self.namespace, self.flags = namespace, flags
 
     def _build(self) -> Path:
-        torch_dir = Path(torch.__file__).parent
         includes = [f"-I{p}" for p in (HERE, ROOT / "csrc")]
         includes += [f"-I{cuda_home() / 'include'}"]
         kernels = [*FLAGS, *self.flags, *includes]
         core = [*CORE_FLAGS, *includes]
-        includes += [f"-isystem{torch_dir / 'include'}"]
-        includes += [f"-isystem{sysconfig.get_paths()['include']}"]
-        flags = [*FLAGS, *self.flags, f"-DSK_LIBRARY={self.namespace}", "-fvisibility=hidden"]
-        flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
+        flags = [*kernels, *op_flags(self.namespace)]
         headers = _headers()
         own = headers + b"".join(b.read_bytes() for b in (ROOT / "csrc").rglob("*.cpp"))
         own += torch.__version__.encode()
@@ -61,9 +58,9 @@ class EmulatedOps:
         jobs += [(HERE / f"{c}.cpp", core, headers) for c in CORE]
         jobs += [(b, flags, own) for b in BINDINGS]
         # Not the stable ABI: torch's allocators are no part of it.
-        jobs.append((HERE / "guarded_torch.cpp", [*FLAGS, *includes], own))
-        libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        flags = ["-shared", "-Wl,-Bsymbolic", *libraries]
+        torch_include = f"-isystem{Path(torch.__file__).parent / 'include'}"
+        jobs.append((HERE / "guarded_torch.cpp", [*FLAGS, *includes, torch_include], own))
+        flags = ["-shared", "-Wl,-Bsymbolic", *torch_libraries()]
         return link(compile_objects(jobs), "ops", ".so", flags)
 
     @functools.cached_property

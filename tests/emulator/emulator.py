@@ -17,6 +17,7 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -276,6 +277,21 @@ def compiler() -> list[str]:
     if shutil.which("ccache") and Path(command[0]).name != "ccache":
         command = ["ccache", *command]
     return command
+
+
+def op_flags(library: str) -> list[str]:
+    """What a source of ops is compiled with: torch's stable ABI, in `torch.ops.<library>`."""
+    include = Path(torch.__file__).parent / "include"
+    return [
+        *(f"-DSK_LIBRARY={library}", "-fvisibility=hidden"),
+        *("-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{include}"),
+        f"-isystem{sysconfig.get_paths()['include']}",
+    ]
+
+
+def torch_libraries() -> list[str]:
+    """What a library of ops is linked with."""
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
 def _headers(tree: Path = ROOT) -> bytes:

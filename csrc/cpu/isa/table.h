@@ -30,8 +30,6 @@ constexpr Kernels make_kernels() {
   k.compute_size = sizeof(Compute<S>);
   k.forward_units = F::kUnits;
   k.backward_units = B::kUnits;
-  k.stages = kStageCount<C>;
-  k.kept = size_of_set(C::kKept);
   k.pack_forward = F::pack;
   k.forward = F::run;
   k.pack_backward = B::pack;

@@ -101,8 +101,6 @@ constexpr int64_t kBackwardEnds = 3;
 struct Kernels {
   int64_t compute_size;                   // bytes of the compute type
   int64_t forward_units, backward_units;  // units in a panel
-  int64_t stages;                         // phases in a step
-  int64_t kept;                           // values between the stages
   void (*pack_forward)(const Forward&, int64_t p0, int64_t p1);
   void (*forward)(const Forward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
   void (*pack_backward)(const Backward&, int64_t p0, int64_t p1);

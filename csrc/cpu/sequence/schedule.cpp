@@ -166,7 +166,7 @@ void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t end
     }
     if (pass == 0) workspace.allocate();
   }
-  run_groups(call, split, groups, panels, call.steps * k.stages + ends, pack, run);
+  run_groups(call, split, groups, panels, call.steps * cell.stages + ends, pack, run);
 }
 
 }  // namespace
@@ -177,10 +177,11 @@ void run_forward(Forward f, const Layout& layout) {
     const int64_t state = g.rows * call.stride * k.compute_size;
     g.h[0] = workspace.take(state);
     g.h[1] = workspace.take(state);
-    g.others = workspace.take(state * (facts(call.cell).states - 1));
-    if (k.stages > 1) {
+    const CellFacts& cell = facts(call.cell);
+    g.others = workspace.take(state * (cell.states - 1));
+    if (cell.stages > 1) {
       g.operand = workspace.take(state);
-      g.kept = workspace.take(state * k.kept);
+      g.kept = workspace.take(state * size_of_set(cell.kept));
     }
   };
   prepare_and_run(f, layout, k.forward_units, kForwardEnds, k.pack_forward, k.forward, k, place);
