@@ -37,63 +37,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import units  # noqa: E402
+
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 
-# The slowest first: ninja starts them in this order, and a build waits for its last file.
-CPU_SOURCES = [  # torch-free, or with the stable-ABI headers of torch
-    "csrc/cpu/isa/sequence_avx512.cpp",
-    "csrc/cpu/isa/sequence_avx2.cpp",
-    "csrc/cpu/isa/sequence_baseline.cpp",
-    "csrc/module.cpp",
-    "csrc/cpu/binding.cpp",
-    "csrc/cpu/decode/decode.cpp",
-    "csrc/cpu/isa/decode_avx512.cpp",
-    "csrc/cpu/isa/decode_avx2.cpp",
-    "csrc/cpu/products/rows_product.cpp",
-    "csrc/cpu/sequence/schedule.cpp",
-    "csrc/cpu/isa/decode_baseline.cpp",
-    "csrc/ops.cpp",
-    "csrc/decode_ops.cpp",
-    "csrc/cpu/isa/isa.cpp",
-    "csrc/cpu/decode/dispatch.cpp",
-]
-CUDA_SOURCES = [  # .cu without a torch header, .cpp with the stable ABI
-    "csrc/cuda/persistent/persistent_half.cu",
-    "csrc/cuda/persistent/persistent_bfloat16.cu",
-    "csrc/cuda/persistent/persistent_tf32.cu",
-    "csrc/cuda/persistent/stacked_float32.cu",
-    "csrc/cuda/persistent/stacked_bfloat16.cu",
-    "csrc/cuda/persistent/stacked_tf32.cu",
-    "csrc/cuda/persistent/stacked_half.cu",
-    "csrc/cuda/persistent/persistent_float32.cu",
-    "csrc/cuda/decode/decode_float32.cu",
-    "csrc/cuda/persistent/persistent_float32_backward.cu",
-    "csrc/cuda/decode/decode_half.cu",
-    "csrc/cuda/decode/decode_bfloat16.cu",
-    "csrc/cuda/stepwise/cell.cu",
-    "csrc/cuda/binding.cpp",
-    "csrc/cuda/stepwise/stepwise.cpp",
-    "csrc/cuda/decode/binding.cpp",
-    "csrc/cuda/runtime.cu",
-    "csrc/cuda/persistent/persistent.cpp",
-    "csrc/cuda/plan/plan_cache.cpp",
-    "csrc/cuda/device_facts.cpp",
-    "csrc/cuda/precision.cpp",
-]
 DEFAULT_ARCHS = "80+PTX;90a;100a"
 # Architectures whose machine code is compiled for them alone.
 OWN_ARCHS = {"90": "90a", "100": "100a"}
-
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-X86 = platform.machine() in ("x86_64", "AMD64")
-
-
-def flags_for_isa(source):
-    """Compiler flags of a source made for one instruction set, told by the end of its name."""
-    isas = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
-    isa = source.removesuffix(".cpp").split("_")[-1]
-    return ["-ffp-contract=fast", *isas[isa]] if isa in isas else []
 
 
 class MissingTool(Exception):
@@ -156,9 +108,11 @@ def cuda_build():
     return None, [], f"left out, as there is no nvcc in {home}/bin (CUDA_HOME names the toolkit)"
 
 
-def isa_sources(sources):
-    """The sources this machine's architecture can compile: x86 variants stay out elsewhere."""
-    return [s for s in sources if X86 or not s.endswith(("_avx2.cpp", "_avx512.cpp"))]
+def compiled_units(cuda):
+    """What is compiled on this machine's architecture: only x86 has the wider instruction sets."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    cpu = [u for u in units.CPU if x86 or u.variant not in units.ISAS or u.variant == "baseline"]
+    return [*(units.CUDA if cuda else []), *cpu]
 
 
 def spin_limit():
@@ -193,6 +147,11 @@ def command_line(words):
     return " ".join(str(w).replace("$", "$$").replace(" ", "$ ") for w in words)
 
 
+def object_of(unit):
+    """The object's name in a build folder, such as cuda.decode.decode_half.cu.o."""
+    return ".".join([*Path(unit.source).parts[:-1], f"{unit.name}{unit.path.suffix}.o"])
+
+
 def write_ninja(path, output, torch_dir, cuda, archs):
     """Write the build file: one object per source, then one shared library."""
     import pybind11
@@ -222,7 +181,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
         ninja.variable("cxx", cxx)
         ninja.rule(
             "cxx",
-            command=f"$cxx {' '.join([*includes, *host])} $isa -MMD -MF $out.d -c $in -o $out",
+            command=f"$cxx {' '.join([*includes, *host])} $own -MMD -MF $out.d -c $in -o $out",
             depfile="$out.d",
             deps="gcc",
             description="C++ $in",
@@ -237,20 +196,18 @@ def write_ninja(path, output, torch_dir, cuda, archs):
             nvcc += ["--threads=2", "--compress-mode=size", *gencode, *more_cells(), *spin_limit()]
             ninja.rule(
                 "nvcc",
-                command=f"{cuda / 'bin' / 'nvcc'} {' '.join([*includes, *nvcc])} -MMD -MF $out.d "
-                "-c $in -o $out > $out.log 2>&1 || (cat $out.log; false)",
+                command=f"{cuda / 'bin' / 'nvcc'} {' '.join([*includes, *nvcc])} $own -MMD "
+                "-MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log; false)",
                 depfile="$out.d",
                 deps="gcc",
                 description="CUDA $in",
             )
         ninja.rule("link", command=f"$cxx $in {' '.join(link)} -o $out", description="link $out")
-        sources = (CUDA_SOURCES if cuda else []) + isa_sources(CPU_SOURCES)
         objects = []
-        for source in sources:
-            isa = command_line(flags_for_isa(source))
-            rule = "nvcc" if source.endswith(".cu") else "cxx"
-            obj = f"{source.replace('/', '.')}.o"
-            objects += ninja.build(obj, rule, str(ROOT / source), variables={"isa": isa})
+        for unit in compiled_units(cuda):
+            rule = "nvcc" if unit.path.suffix == ".cu" else "cxx"
+            own = {"own": command_line(unit.flags)}
+            objects += ninja.build(object_of(unit), rule, str(unit.path), variables=own)
         ninja.build(str(output), "link", objects)
         ninja.default(str(output))
 
@@ -336,7 +293,7 @@ setup(
     setup_requires=isolated_requirements(),
     ext_modules=[
         # optional: without a compiler the pure-Python package is installed, and `info` says why.
-        Extension("seqkernels._C", CPU_SOURCES + CUDA_SOURCES, optional=True)
+        Extension("seqkernels._C", sorted({f"csrc/{u.source}" for u in units.CPU}), optional=True)
     ],
     cmdclass={"build_ext": Build},
 )

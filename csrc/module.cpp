@@ -74,8 +74,10 @@ py::list cells() {
 py::dict plan(const std::string& cell, const std::string& math, bool backward, int64_t batch,
               int64_t hidden, int processors, int shared_per_block, int max_cluster, int max_units,
               int directions, int layers) {
-  PlanRequest request{cell_named(cell), math_named(math), backward,    batch,    hidden,
-                      processors,       shared_per_block, max_cluster, max_units};
+  PlanRequest request;
+  request.cell = cell_named(cell), request.math = math_named(math), request.backward = backward;
+  request.batch = batch, request.hidden = hidden;
+  request.device = {processors, shared_per_block, max_cluster, max_units};
   if (directions < 1 || directions > 2 || (layers > 1 && directions > 1)) {
     throw py::value_error("a launch holds two directions or several layers");
   }
@@ -87,7 +89,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, i
   result["refusal"] = planned.refusal;
   if (!planned.refusal.empty()) return result;
   const char* exchanges[] = {"none", "cluster", "L2"};
-  result["text"] = to_string(p);
+  result["text"] = to_string(request.math, p);
   result["step_ns"] = planned.step_ns;
   result["exchange"] = exchanges[static_cast<int>(p.exchange)];
   result["units"] = p.units;
@@ -136,12 +138,12 @@ py::dict facts_of(int device) {
   result["major"] = facts.major;
   result["minor"] = facts.minor;
   result["image"] = facts.image;
-  result["processors"] = facts.processors;
-  result["shared_per_block"] = facts.shared_per_block;
-  result["max_units"] = facts.max_units;
-  result["max_cluster"] = facts.max_cluster;
+  result["processors"] = facts.limits.processors;
+  result["shared_per_block"] = facts.limits.shared_per_block;
+  result["max_units"] = facts.limits.max_units;
+  result["max_cluster"] = facts.limits.max_cluster;
   py::list clusters;
-  for (const int count : facts.clusters) clusters.append(count);
+  for (const int count : facts.limits.clusters) clusters.append(count);
   result["clusters"] = clusters;
   return result;
 }
@@ -169,7 +171,8 @@ py::object refusal_of_call(const std::string& cell, const std::string& dtype, in
   const std::string refusal = device_facts(device, &facts);
   if (!refusal.empty()) return py::str(refusal);
   if (dtype == "float64") return py::str("there is no persistent kernel for float64");
-  PlanRequest request = request_for(facts);
+  PlanRequest request;
+  request.device = facts.limits;
   request.cell = cell_named(cell);
   request.math = math_named(dtype == "float32" && tf32_allowed() ? "tf32" : dtype);
   request.batch = batch, request.hidden = hidden;

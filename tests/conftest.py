@@ -12,10 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The package `bench` before the folder tests/bench; then tests/tolerance.py, tests/gpu.py and
-# tests/emulator/emulator.py, from every folder.
+# tests/emulator/emulator.py, from every folder; and csrc/units.py.
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = map(
-    str, (TESTS.parent, *(TESTS / name for name in (".", "emulator", "cuda", "cells")))
+    str, (TESTS.parent, *(TESTS / name for name in (".", "emulator", "cuda", "cells", "../csrc")))
 )
 
 import pytest  # noqa: E402

@@ -1,7 +1,7 @@
 // Where the time of a step goes: the persistent LSTM kernel in float16, forward and backward, whole
 // and without one of its parts. Each build makes one variant, -DSK_VARIANT=Whole or another below.
 //
-// A variant is a number format that computes as HalfMath does, with one part of the loop in
+// A variant is a number format that computes in float16, with one part of the loop in
 // csrc/cuda/persistent/persistent.h replaced. What is left out takes none of the step; barriers,
 // launches and the plan stay. The numbers of a variant without a part mean nothing.
 #include "cuda/persistent/backward.h"
@@ -9,7 +9,7 @@
 
 namespace seqkernels {
 
-struct Whole : HalfMath {
+struct Whole : Format<Math::kHalf> {
   template <typename P>
   using Policy = P;
 };
@@ -61,7 +61,7 @@ struct WithoutCell : P {
     }
   }
 };
-struct WithoutPointwise : HalfMath {
+struct WithoutPointwise : Format<Math::kHalf> {
   template <typename P>
   using Policy = WithoutCell<P>;
 };
@@ -74,7 +74,7 @@ struct WithoutTraffic : P {
   }
   SK_DEVICE void store(const SequenceArgs&, const Steps&, int, int) const {}
 };
-struct WithoutMemory : HalfMath {
+struct WithoutMemory : Format<Math::kHalf> {
   template <typename P>
   using Policy = WithoutTraffic<P>;
 };
@@ -137,14 +137,15 @@ struct StampedPolicy : P {
   }
   Stamps stamps;
 };
-struct Stamped : HalfMath {
+struct Stamped : Format<Math::kHalf> {
   template <typename P>
   using Policy = StampedPolicy<P>;
 };
 
 template <bool kBackward, int kRegisters>
-class Product<Stamped, kBackward, kRegisters> : public Product<HalfMath, kBackward, kRegisters> {
-  using Base = Product<HalfMath, kBackward, kRegisters>;
+class Product<Stamped, kBackward, kRegisters>
+    : public Product<Format<Math::kHalf>, kBackward, kRegisters> {
+  using Base = Product<Format<Math::kHalf>, kBackward, kRegisters>;
 
  public:
   SK_DEVICE void load(const SequenceArgs& a, const Block& b, const Phase& f, const void* weight,
@@ -198,9 +199,8 @@ Planned planned(const Request& r) {
   PlanRequest request;
   request.backward = r.backward != 0;
   request.batch = r.batch, request.hidden = r.hidden;
-  request.processors = r.processors, request.shared_per_block = r.shared_per_block;
-  request.max_cluster = r.max_cluster, request.max_units = r.max_units;
-  std::copy_n(r.clusters, 4, request.clusters);
+  request.device = {r.processors, r.shared_per_block, r.max_cluster, r.max_units};
+  std::copy_n(r.clusters, 4, request.device.clusters);
   return make_plan(request);
 }
 

@@ -90,6 +90,10 @@ constexpr CellFacts kFacts[] = {
 #undef SK_FACTS
 };
 inline const CellFacts& facts(Cell cell) { return kFacts[static_cast<int>(cell)]; }
+// kSeparateColumns of such a cell.
+inline int separate_columns(const CellFacts& cell) {
+  return size_of_set(cell.separate) + cell.parameters;
+}
 
 enum class Dtype : int32_t { kFloat64, kFloat32, kFloat16, kBFloat16 };
 

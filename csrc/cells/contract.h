@@ -74,6 +74,11 @@ constexpr int kSeparateColumns = size_of_set(C::kSeparate) + C::kParameters;
 // States beside h. They stand side by side in a row: c is [N, (kStates - 1) * H].
 template <typename C>
 constexpr int kOtherStates = C::kStates - 1;
+// Where state `j` of a row lies in its tensor, which holds h or all others side by side.
+template <typename C, typename Hidden, typename Unit>
+SK_INLINE int64_t state_at(int64_t row, int j, Hidden hidden, Unit unit) {
+  return (j == 0 ? row : row * kOtherStates<C> + j - 1) * hidden + unit;
+}
 // One step needs gates and state alone, so it is an op of its own.
 template <typename C>
 constexpr bool kPointwise = kStageCount<C> == 1 && C::kParameters == 0;

@@ -40,9 +40,9 @@ std::string device_facts(int device, DeviceFacts* facts) {
       error = query_device(device, facts);
       if (error == 0) known[device] = *facts;
     }
-    apply(limits.max_cluster, &facts->max_cluster);
-    apply(limits.max_units, &facts->max_units);
-    apply(limits.shared_per_block, &facts->shared_per_block);
+    apply(limits.max_cluster, &facts->limits.max_cluster);
+    apply(limits.max_units, &facts->limits.max_units);
+    apply(limits.shared_per_block, &facts->limits.shared_per_block);
   }
   if (error != 0) return std::string("there is no usable GPU: ") + error_name(error);
   const std::string own = version(facts->major * 10 + facts->minor);

@@ -115,29 +115,20 @@ static_assert(std::has_unique_object_representations_v<CellForwardArgs> &&
               std::has_unique_object_representations_v<CellBackwardArgs> &&
               std::has_unique_object_representations_v<SequenceArgs>);
 int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& args, void* stream);
-// One math each, in files of their own.
-int launch_persistent_half(Cell, bool backward, const SequenceArgs&, void* stream);
-int launch_persistent_bfloat16(Cell, bool backward, const SequenceArgs&, void* stream);
-int launch_persistent_tf32(Cell, bool backward, const SequenceArgs&, void* stream);
-int launch_persistent_float32(Cell, bool backward, const SequenceArgs&, void* stream);
-// Kept apart from the forward, or a file would take too long to compile.
-int launch_backward_float32(Cell, const SequenceArgs&, void* stream);
-int launch_stacked_backward_half(Cell, const SequenceArgs&, void* stream);
-int launch_stacked_backward_bfloat16(Cell, const SequenceArgs&, void* stream);
-int launch_stacked_backward_tf32(Cell, const SequenceArgs&, void* stream);
-int launch_stacked_backward_float32(Cell, const SequenceArgs&, void* stream);
+// Of one number format and pass: the build compiles persistent.cu for each.
+enum class Pass { kForward, kBackward, kStackedBackward };
+template <Math math, Pass pass>
+int launch_persistent_as(Cell cell, const SequenceArgs& args, void* stream);
 // Writes `count` numbers to device memory as kernel arguments: works in a CUDA graph and never
 // waits, unlike a copy from pageable memory.
 int launch_numbers(int64_t* to, const int64_t* numbers, int64_t count, void* stream);
 
 // Facts of a device that decide what can be launched there.
 struct DeviceFacts {
-  int major = 0, minor = 0, processors = 0;
-  int image = 0;             // architecture of the code it runs, 90 for sm_90a; 0: there is none
-  int shared_per_block = 0;  // bytes a block may opt in to
-  int max_units = 256;       // hidden units of a block, see plan.h
-  int max_cluster = 1;       // blocks of a cluster that can be resident, each with a whole SM
-  int clusters[4] = {};      // resident clusters of 2, 4, 8 and 16 such blocks; 0 where not asked
+  int major = 0, minor = 0;
+  int image = 0;  // architecture of the code it runs, 90 for sm_90a; 0: there is none
+  // Clusters of blocks that each have a whole multiprocessor.
+  DeviceLimits limits;
 };
 // Asks the CUDA runtime. device_facts (device_facts.cpp) remembers what it said.
 int query_device(int device, DeviceFacts* facts);

@@ -71,7 +71,7 @@ std::vector<SpinReport> spin_reports() { return {}; }
 extern "C" const char* emu_error();
 
 // Tests choose the device that plans are made for.
-DeviceFacts emulated_facts{9, 0, 132, 90, 227 * 1024, 256, 16, {}};
+DeviceFacts emulated_facts{9, 0, 90, {}};
 int emulated_queries = 0;
 int query_device(int, DeviceFacts* facts) {
   ++emulated_queries;
@@ -109,17 +109,18 @@ void ask_clusters(DeviceFacts* facts) {
     config.cluster = 2u << i;
     config.grid = dim3(config.cluster);
     config.block = dim3(kMaxWarps * 32);
-    config.shared_bytes = facts->shared_per_block;
+    config.shared_bytes = facts->limits.shared_per_block;
     int clusters = 0;
     if (sk::max_resident(probe_kernel, config, &clusters) != 0 || clusters == 0) continue;
-    facts->clusters[i] = clusters;
-    facts->max_cluster = static_cast<int>(config.cluster);
+    facts->limits.clusters[i] = clusters;
+    facts->limits.max_cluster = static_cast<int>(config.cluster);
   }
 }
 
 }  // namespace
 
 int query_device(int device, DeviceFacts* facts) {
+  facts->limits.max_cluster = 1;
   const Aside aside(device);
   cudaError_t error = static_cast<cudaError_t>(aside.error);
   const auto get = [&](int* value, cudaDeviceAttr attribute) {
@@ -127,8 +128,8 @@ int query_device(int device, DeviceFacts* facts) {
   };
   get(&facts->major, cudaDevAttrComputeCapabilityMajor);
   get(&facts->minor, cudaDevAttrComputeCapabilityMinor);
-  get(&facts->processors, cudaDevAttrMultiProcessorCount);
-  get(&facts->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(&facts->limits.processors, cudaDevAttrMultiProcessorCount);
+  get(&facts->limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (error != cudaSuccess) return sk::detail::finish(error);
   cudaFuncAttributes probe;
   const cudaError_t image = cudaFuncGetAttributes(&probe, probe_kernel);

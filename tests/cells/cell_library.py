@@ -3,16 +3,10 @@
 from pathlib import Path
 
 import torch
+import units
 from emulator import ROOT, compile_objects, link, op_flags, torch_libraries
 
-CPU = ROOT / "csrc" / "cpu"
 HERE = Path(__file__).resolve().parent
-_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-ISAS = {
-    "baseline": [],
-    "avx2": _AVX2,
-    "avx512": [*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq"))],
-}
 
 
 def build(cells: Path, library: str) -> Path:
@@ -29,11 +23,7 @@ def build(cells: Path, library: str) -> Path:
     flags += ["-DSK_ONLY_MORE_CELLS", f'-DSK_MORE_CELLS="{cells}"']
     headers = sorted([*(ROOT / "csrc").rglob("*.h"), *cells.parent.glob("*.h")])
     content = b"".join(header.read_bytes() for header in headers) + torch.__version__.encode()
-    jobs = [(ROOT / "csrc" / name, flags, content) for name in ("ops.cpp", "decode_ops.cpp")]
-    for source in sorted(CPU.rglob("*.cpp")):
-        isa = ISAS.get(source.stem.split("_")[-1])
-        own = [] if isa is None else ["-ffp-contract=fast", *isa]
-        jobs.append((source, [*flags, *own], content))
+    jobs = [(unit, flags, content) for unit in units.CPU if unit.source != "module.cpp"]
     return link(compile_objects(jobs), library, ".so", ["-shared", *torch_libraries()])
 
 

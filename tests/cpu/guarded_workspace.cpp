@@ -1,6 +1,6 @@
 // Guarded memory for what the CPU kernels take for themselves: `operator new` with an alignment,
-// which csrc/cpu/allocate.h calls. Loaded for all before the kernels are, it takes the place of the
-// standard library's.
+// which csrc/cpu/aligned_memory.h calls. Loaded for all before the kernels are, it takes the place
+// of the standard library's.
 #include <cstdlib>
 #include <cstring>
 #include <map>

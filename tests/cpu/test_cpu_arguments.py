@@ -24,14 +24,14 @@ def call(name="lstm", case=None, **changes):
         ({"bias_hh": torch.zeros(21)}, "expected bias_hh of size [20], got [21]"),
         ({"h_0": torch.zeros(1, N, H)}, "expected h_0 of size [N, H], got [1, 3, 5]"),
         ({"c_0": torch.zeros(2, H)}, "expected c_0 of size [3, 5], got [2, 5]"),
-        ({"c_0": None}, "lstm_sequence: expected c_0"),
+        ({"c_0": None}, "lstm_sequence: c_0 is missing"),
         ({"lengths": torch.tensor([1, 2])}, "expected lengths of size [3], got [2]"),
         ({"lengths": torch.tensor([1, 5, 2])}, "between 0 and 4 steps, got 5 for row 1"),
         ({"lengths": torch.tensor([1, 2, -1])}, "between 0 and 4 steps, got -1 for row 2"),
         ({"lengths": torch.tensor([1, 2, 3]).int()}, "lengths must be int64"),
         ({"reset": torch.zeros(T, N)}, "reset must be bool"),
         ({"reset": torch.zeros(T, 2).bool()}, "expected reset of size [4, 3], got [4, 2]"),
-        ({"weight_hh": torch.zeros(20, H).double()}, "weight_hh must be of the dtype of the other"),
+        ({"weight_hh": torch.zeros(20, H).double()}, "weight_hh has another dtype than the other"),
         (
             {"gates_x": torch.zeros(T, N, 20).int()},
             "expected float64, float32, float16",
@@ -50,7 +50,7 @@ def test_padded(changes, message):
         ({"batch_sizes": torch.tensor([3, 1, 3])}, "must be positive and fall, got 3 after 1"),
         ({"batch_sizes": torch.tensor([3, 3, 0, 1])}, "must be positive and fall, got 0 after 3"),
         ({"batch_sizes": torch.tensor([2, 2, 2, 1])}, "begins with 2 rows, h_0 has 3"),
-        ({"batch_sizes": torch.tensor([[3, 3, 1]])}, "batch_sizes of size [T], got [1, 3]"),
+        ({"batch_sizes": torch.tensor([[3, 3, 1]])}, "an int64 vector on the CPU, got [1, 3]"),
         ({"lengths": torch.tensor([3, 2, 2])}, "cannot be given together with lengths or reset"),
         ({"gates_x": torch.zeros(7, 1, 20)}, "expected packed gates_x of 2 dimensions"),
     ],
@@ -62,7 +62,7 @@ def test_packed(changes, message):
 
 
 def test_a_cell_without_c_refuses_one():
-    with pytest.raises(RuntimeError, match="gru_sequence: has no cell state, got c_0"):
+    with pytest.raises(RuntimeError, match="gru_sequence: this cell has no c_0"):
         call("gru", c_0=torch.zeros(N, H))
 
 

@@ -72,7 +72,7 @@ def test_wrong_sizes_are_named(name):
     message = rf"{name}_cell: expected gates_h of size \[3, {columns}\], got \[2, {columns}\]"
     with pytest.raises(RuntimeError, match=message):
         op(f"{name}_cell")(gates_x, gates_h[:2], h, c, True)
-    with pytest.raises(RuntimeError, match="h must be of the dtype of the other arguments"):
+    with pytest.raises(RuntimeError, match="h has another dtype than the other arguments"):
         op(f"{name}_cell")(gates_x, gates_h, h.double(), c, True)
     with pytest.raises(RuntimeError, match=r"expected h of size \[N, H\], got \[12\]"):
         op(f"{name}_cell")(gates_x, gates_h, h.flatten(), c, True)

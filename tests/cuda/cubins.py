@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import units
+from units import Unit
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = ROOT / "csrc" / "cuda"
 
 
 @dataclass(frozen=True)
@@ -44,42 +46,36 @@ def tool(name: str) -> str | None:
     return str(path) if path.exists() else None
 
 
-def found(source: str) -> Path:
-    """The file of this name in one of the folders of csrc/cuda."""
-    (path,) = SOURCES.rglob(source)
-    return path
-
-
-def built(source: str, arch: str) -> Path | None:
-    """The object that setup.py has made of `source`, if it is up to date and holds `arch`."""
-    inputs = [found(source), *SOURCES.parent.rglob("*.h")]
+def built(unit: Unit, arch: str) -> Path | None:
+    """The object that setup.py has made of `unit`, if it is up to date and holds `arch`."""
+    inputs = [unit.path, *units.CSRC.rglob("*.h")]
     newest = max(path.stat().st_mtime for path in inputs)
-    for output in ROOT.glob(f"build/*-cuda/csrc.cuda.*{source}.o"):
+    for output in ROOT.glob(f"build/*-cuda/cuda.*{unit.name}.cu.o"):
         log = Path(f"{output}.log")
         if output.stat().st_mtime > newest and log.exists() and f"'sm_{arch}'" in log.read_text():
             return output
     return None
 
 
-def compile_for(source: str, arch: str, folder: Path) -> tuple[Path, str]:
+def compile_for(unit: Unit, arch: str, folder: Path) -> tuple[Path, str]:
     """A file with the machine code for `arch`, and what ptxas said of it."""
-    output = built(source, arch)
+    output = built(unit, arch)
     if output is not None:
         report = Path(f"{output}.log").read_text()
         entries = re.split(r"(?=ptxas info\s+: Compiling entry function)", report)
         return output, "".join(entry for entry in entries if f"'sm_{arch}'" in entry)
-    output = folder / f"{source}.{arch}.cubin"
-    command = [str(nvcc()), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin"]
+    output = folder / f"{unit.name}.{arch}.cubin"
+    command = [str(nvcc()), "-std=c++17", "-O3", f"-I{units.CSRC}", "-Xptxas=-v", "-cubin"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    command += [str(found(source)), "-o", str(output)]
+    command += [*unit.flags, str(unit.path), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return output, done.stderr
 
 
 @cache
-def kernels(source: str, arch: str, folder: Path) -> list[Kernel]:
-    """What nvcc makes of a source in csrc/cuda for `arch`: of the build, or compiled for this."""
-    output, log = compile_for(source, arch, folder)
+def kernels(unit: Unit, arch: str, folder: Path) -> list[Kernel]:
+    """What nvcc makes of a unit of csrc for `arch`: of the build, or compiled for this."""
+    output, log = compile_for(unit, arch, folder)
     command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{arch}", str(output)]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}

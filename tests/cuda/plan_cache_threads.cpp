@@ -23,8 +23,7 @@ int launch_persistent(Cell, Math, bool, const SequenceArgs& args, void*) {
 int query_device(int device, DeviceFacts* facts) {
   ++queries;
   *facts = DeviceFacts{};
-  facts->major = 9, facts->image = 90, facts->processors = 132 + device;
-  facts->shared_per_block = 227 << 10, facts->max_cluster = 16;
+  facts->major = 9, facts->image = 90, facts->limits.processors = 132 + device;
   if (device == kOld) facts->major = 7, facts->minor = 5;
   if (device == kWithoutImage) facts->major = 12, facts->image = 0;
   return device == kOldDriver ? 35 : 0;
@@ -49,8 +48,9 @@ std::atomic<int> wrong{0};
 
 PlanRequest request(int i) {
   DeviceFacts facts;
-  if (!device_facts(i % 2, &facts).empty() || facts.processors != 132 + i % 2) ++wrong;
-  PlanRequest r = request_for(facts);
+  if (!device_facts(i % 2, &facts).empty() || facts.limits.processors != 132 + i % 2) ++wrong;
+  PlanRequest r;
+  r.device = facts.limits;
   r.cell = static_cast<Cell>(i % 3 == 0);
   r.backward = i % 2 == 0;
   r.batch = 1 + i % 5, r.hidden = 16 + 8 * (i % 7);
@@ -59,7 +59,7 @@ PlanRequest request(int i) {
 
 bool same(const Planned& one, const Planned& other) {
   return one.refusal == other.refusal && one.step_ns == other.step_ns &&
-         to_string(one.plan) == to_string(other.plan);
+         to_string(Math::kHalf, one.plan) == to_string(Math::kHalf, other.plan);
 }
 
 void look_up(int thread) {

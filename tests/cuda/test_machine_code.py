@@ -4,17 +4,16 @@ import re
 import subprocess
 
 import pytest
+import units
 from cubins import kernels, tool
+
+from seqkernels.cells import CELLS
 
 pytestmark = [pytest.mark.needs("nvcc"), pytest.mark.exhaustive]
 
 ARCHS = ("80", "90a", "100a")
-CELLS = ("cell.cu", "runtime.cu")
-DECODE = ("decode_float32.cu", "decode_half.cu", "decode_bfloat16.cu")
-FORMATS = ("half", "bfloat16", "tf32")
-TENSOR = tuple(f"{kind}_{name}.cu" for kind in ("persistent", "stacked") for name in FORMATS)
-STRICT = ("persistent_float32.cu", "persistent_float32_backward.cu", "stacked_float32.cu")
-PERSISTENT = (*TENSOR, *STRICT)
+(CELL,) = (unit for unit in units.CUDA if unit.name == "cell")
+KERNELS = [unit for unit in units.CUDA if unit.path.suffix == ".cu"]
 # 256 threads a block, 65536 registers: what plan.h assumes of one block a multiprocessor.
 REGISTERS = 65536 // 256
 
@@ -25,9 +24,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("source", CELLS + DECODE + PERSISTENT)
-def test_nothing_spills(source, arch, folder):
-    for kernel in kernels(source, arch, folder):
+@pytest.mark.parametrize("unit", KERNELS, ids=lambda unit: unit.name)
+def test_nothing_spills(unit, arch, folder):
+    for kernel in kernels(unit, arch, folder):
         assert kernel.stack == 0, f"{kernel.name}: {kernel.stack} bytes of stack"
         assert kernel.spilled == 0, f"{kernel.name}: {kernel.spilled} bytes spilled"
         local = kernel.instructions["LDL"] + kernel.instructions["STL"]
@@ -35,13 +34,13 @@ def test_nothing_spills(source, arch, folder):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("source", PERSISTENT)
-def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
-    for kernel in kernels(source, arch, folder):
+@pytest.mark.parametrize("unit", units.PERSISTENT, ids=lambda unit: unit.name)
+def test_persistent_kernels_are_what_the_plan_assumes(unit, arch, folder):
+    for kernel in kernels(unit, arch, folder):
         assert kernel.registers <= REGISTERS - 1, kernel.name
         assert kernel.shared == 0, f"{kernel.name}: the plan counts dynamic shared memory alone"
         product = kernel.instructions["HMMA"]
-        if source in TENSOR:
+        if not unit.variant.startswith("float32"):
             assert product > 0, f"{kernel.name}: no tensor core instruction"
             assert kernel.instructions["LDSM"] > 0, f"{kernel.name}: no ldmatrix"
         else:
@@ -49,12 +48,9 @@ def test_persistent_kernels_are_what_the_plan_assumes(source, arch, folder):
             assert kernel.instructions["FFMA"] + kernel.instructions["FFMA2"] > 0, kernel.name
 
 
-@pytest.mark.parametrize("source", PERSISTENT)
-def test_one_kernel_for_each_cell_and_direction(source, folder):
-    """Each backward twice: of one layer or both directions, and of stacked layers."""
-    # Of strict float32 forward and backward lie in files of their own.
-    count = 5 if source.startswith("stacked") or "float32" in source else 10
-    assert len(kernels(source, "90a", folder)) == count
+@pytest.mark.parametrize("unit", units.PERSISTENT, ids=lambda unit: unit.name)
+def test_one_kernel_for_each_cell(unit, folder):
+    assert len(kernels(unit, "90a", folder)) == len(CELLS)
 
 
 @pytest.mark.needs("cuda_build")
@@ -71,6 +67,6 @@ def test_newer_devices_find_code_to_compile():
 
 def test_cell_kernels_move_whole_vectors(folder):
     """Float32 by 16 bytes and 16-bit types by 8: the widest of V = 4."""
-    for kernel in kernels("cell.cu", "90a", folder):
+    for kernel in kernels(CELL, "90a", folder):
         assert kernel.instructions["LDG"] > 0
         assert kernel.registers <= 64, f"{kernel.name}: {kernel.registers} registers"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import units
 from decoders import CELLS, Decoder, Sizes, clear_decoder, step_loop
 from tolerance import assert_parity
 
@@ -109,7 +110,8 @@ def test_clean_under_a_sanitizer(sanitizer):
     from emulated_ops import library
     from recording import recorded, replay
 
-    watched = emulator.build(["csrc/cuda/decode/decode_float32.cu"], sanitizer=sanitizer)
+    (source,) = (unit for unit in units.DECODE if unit.variant == "float32")
+    watched = emulator.build([source], sanitizer=sanitizer)
     for cell, name, schedule in (("lstm", "tiles", "shuffled"), ("gru", "one-row", "depth first")):
         with recorded(library()) as launches:
             run(Decoder(cell, SIZES[name], 0), max_length=3)

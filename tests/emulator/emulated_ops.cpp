@@ -12,7 +12,7 @@ extern "C" __attribute__((visibility("default"))) void emulated_device(int proce
                                                                        int shared_per_block,
                                                                        int max_cluster,
                                                                        int max_units) {
-  seqkernels::emulated_facts = {9, 0, processors, 90, shared_per_block, max_units, max_cluster, {}};
+  seqkernels::emulated_facts = {9, 0, 90, {processors, shared_per_block, max_cluster, max_units}};
   seqkernels::forget_devices();
   seqkernels::forget_plans();
 }
@@ -30,7 +30,8 @@ extern "C" __attribute__((visibility("default"))) const char* emulated_refusal(
   static std::string refusal;
   DeviceFacts facts;
   refusal = device_facts(0, &facts);
-  PlanRequest request = request_for(facts);
+  PlanRequest request;
+  request.device = facts.limits;
   request.cell = static_cast<Cell>(cell), request.math = static_cast<Math>(math);
   request.batch = batch, request.hidden = hidden;
   const CallShape call{training, directions, layers, backward_apart};

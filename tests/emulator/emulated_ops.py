@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 
 import torch
+import units
 from emulator import (
     CORE,
     CORE_FLAGS,
@@ -29,9 +30,9 @@ from emulator import Library as EmulatorLibrary
 
 import seqkernels  # noqa: F401  (loads torch's libraries)
 
-KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
+KERNELS = [unit for unit in units.CUDA if unit.path.suffix == ".cu"]
 BINDINGS = [HERE / "emulated_ops.cpp", ROOT / "csrc" / "ops.cpp", ROOT / "csrc" / "decode_ops.cpp"]
-BINDINGS += sorted((ROOT / "csrc" / "cuda").rglob("*.cpp"))
+BINDINGS += [unit.path for unit in units.CUDA if unit.path.suffix == ".cpp"]
 
 
 class EmulatedOps:

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -25,11 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from units import Unit  # noqa: E402
+
 CACHE = ROOT / "build" / "emulator"
 TOYS_FOLDER = ROOT / "tests" / "cells"  # cells that the package does not have
 CORE = ["emu_core", "emu_schedule", "emu_fiber", "emu_math", "emu_memory", "emu_run"]
@@ -330,14 +334,17 @@ def _make(command: list[str], output: Path, wait: bool = True) -> None:
             part.replace(output)
 
 
-def compile_objects(jobs: Sequence[tuple[Path, list[str], bytes]]) -> list[Path]:
+def compile_objects(jobs: Sequence[tuple[Path | Unit, list[str], bytes]]) -> list[Path]:
     """Objects of sources, as many at a time as there are processors.
 
     Args:
-        jobs: (source, flags, content of the headers that it includes beside those next to it).
+        jobs: (source or unit of csrc, flags, content of the headers that it includes beside those
+            next to it).
     """
     made = []
     for source, flags, headers in jobs:
+        if isinstance(source, Unit):
+            source, flags = source.path, [*flags, *source.flags]
         beside = b"".join(h.read_bytes() for h in sorted(source.parent.glob("*.h")))
         content = repr(flags).encode() + source.read_bytes() + headers + beside
         output = CACHE / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:20]}.o"
@@ -359,7 +366,7 @@ def link(objects: Sequence[Path], name: str, suffix: str, flags: Sequence[str]) 
 
 
 def build(
-    sources: Sequence[Path | str],
+    sources: Sequence[Path | str | Unit],
     *,
     defines: Sequence[str] = (),
     sanitizer: str | None = None,
@@ -368,7 +375,7 @@ def build(
     """Compile .cu files and the emulator into a library, or find it in build/emulator.
 
     Args:
-        sources: .cu files, relative to the repository.
+        sources: .cu files, relative to the repository, or units of csrc.
         defines: preprocessor definitions such as "BUG=1", for the .cu files alone.
         sanitizer: None; "address" for out-of-bounds and undefined behaviour; "thread" for races.
         tree: the folder whose csrc the .cu files include; an altered copy, for instance.
@@ -382,7 +389,8 @@ def build(
     flags = [*FLAGS, *core_flags, *includes(tree), *instrument, *(f"-D{d}" for d in defines)]
     core_flags = [*CORE_FLAGS, *core_flags, *includes(ROOT)]
     core = [*CORE, "emu_main"] if sanitizer else CORE
-    jobs = [(ROOT / s, flags, _headers(tree)) for s in sources]
+    units = [s if isinstance(s, Unit) else ROOT / s for s in sources]
+    jobs = [(unit, flags, _headers(tree)) for unit in units]
     jobs += [(HERE / f"{name}.cpp", core_flags, _headers()) for name in core]
     # -Bsymbolic: the emulator's own cudaMemsetAsync, not that of a CUDA build of torch.
     kind = [*instrument, "-rdynamic", "-ldl"] if sanitizer else ["-shared", "-Wl,-Bsymbolic"]

@@ -76,7 +76,7 @@ def test_wrong_shapes_name_themselves():
     nothing = [None, None, None, False, True]
     with pytest.raises(RuntimeError, match="c_0 is missing"):
         forward(gates_x, weight_hh, None, h, None, *nothing)
-    with pytest.raises(RuntimeError, match=r"weight_hh of shape \[16, 4\], got \[16, 5\]"):
+    with pytest.raises(RuntimeError, match=r"weight_hh of size \[16, 4\], got \[16, 5\]"):
         forward(gates_x, torch.randn(16, 5), None, h, h, *nothing)
     with pytest.raises(RuntimeError, match="another dtype"):
         forward(gates_x.double(), weight_hh, None, h, h, *nothing)

@@ -9,6 +9,7 @@ from emulator import SCHEDULES, build
 from joined import Both, check_directions, check_layers, layer_inputs, layers_actual
 from parity import MATHS, Case, inputs_of, recurrent_math
 from recording import recorded, replay
+from units import PERSISTENT
 
 from seqkernels import _extension
 from seqkernels.cells import CELLS
@@ -158,11 +159,7 @@ def test_sanitizers(sanitizer, exchange):
         both = Both(*both_ops("lstm", **EXCHANGES[exchange]))
         output, _, _, c_sequence, saved = both.forward(*values, *options, True)
         both.backward(output, values[3], values[4], c_sequence, *options)
-    sources = [
-        "csrc/cuda/persistent/persistent_bfloat16.cu",
-        "csrc/cuda/persistent/stacked_bfloat16.cu",
-    ]
-    program = build(sources, sanitizer=sanitizer)
+    program = build([u for u in PERSISTENT if "bfloat16" in u.variant], sanitizer=sanitizer)
     persistent = [x for x in launches if "persistent_kernel" in x.kernel]
     assert len(persistent) == 4
     for launch in persistent:
@@ -224,7 +221,7 @@ def test_refusals_say_why():
     with pytest.raises(RuntimeError, match="expected 2 tensors weight_ih, got 1"):
         run(*inputs, *layout, True)
     inputs[-2] = inputs[-2][:2]
-    with pytest.raises(RuntimeError, match=r"h_0 of shape \[3, N, H\], got \[2, 2, 24\]"):
+    with pytest.raises(RuntimeError, match=r"h_0 of size \[3, N, H\], got \[2, 2, 24\]"):
         run(*inputs, *layout, True)
     inputs[2] = inputs[2] * 4
     with pytest.raises(RuntimeError, match="1 to 8 tensors weight_hh, got 12"):

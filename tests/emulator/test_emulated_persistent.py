@@ -7,6 +7,7 @@ from emulator import SCHEDULES, build
 from joined import check_directions
 from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
 from recording import recorded, replay
+from units import PERSISTENT
 
 from seqkernels import _extension
 from seqkernels.cells import CELLS
@@ -30,10 +31,7 @@ OPTIONS = {
     "reset-lengths-reverse": Case(6, 4, 40, lengths=(3, 5, 1, 4), reset=True, reverse=True),
 }
 # The kernels of one number format, to be built again with a sanitizer.
-SANITIZED = [
-    "csrc/cuda/persistent/persistent_bfloat16.cu",
-    "csrc/cuda/persistent/stacked_bfloat16.cu",
-]
+SANITIZED = [unit for unit in PERSISTENT if "bfloat16" in unit.variant]
 
 
 @pytest.fixture(autouse=True)

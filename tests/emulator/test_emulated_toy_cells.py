@@ -195,10 +195,10 @@ def test_refusals_say_why():
         forward, _ = pair(name)
         with pytest.raises(RuntimeError, match="bias_hh is missing, which holds the cell's param"):
             forward(gates_x, weight_hh, None, h, None, *nothing)
-        with pytest.raises(RuntimeError, match=r"bias_hh of shape \[8\], got \[4\]"):
+        with pytest.raises(RuntimeError, match=r"bias_hh of size \[8\], got \[4\]"):
             forward(gates_x, weight_hh, torch.randn(4), h, None, *nothing)
         with pytest.raises(RuntimeError, match="this cell has no c_0"):
             forward(gates_x, weight_hh, torch.randn(8), h, h, *nothing)
     forward, _ = pair("slstm_sequence")
-    with pytest.raises(RuntimeError, match=r"c_0 of shape \[3, 12\], got \[3, 4\]"):
+    with pytest.raises(RuntimeError, match=r"c_0 of size \[3, 12\], got \[3, 4\]"):
         forward(torch.randn(2, 3, 16), torch.randn(16, 4), None, h, h, *nothing)

@@ -45,7 +45,7 @@ struct Decode {
   int64_t missing;
   void* input;
   void** missing_gates;
-  // Of every chunk of the vocabulary, [chunks, capacity]: the largest logit, its word, and the sum
+  // Of every share of the vocabulary, [shares, capacity]: the largest logit, its word, and the sum
   // of exp(logit - largest).
   void* best;
   int64_t* word;
@@ -59,9 +59,9 @@ struct DecodeKernels {
   void (*pack_cell)(const DecodeMatrix&, int64_t hidden, int64_t p0, int64_t p1);
   void (*pack_projection)(const DecodeMatrix&, int64_t vocabulary, int64_t p0, int64_t p1);
   void (*layer)(const Decode&, int64_t layer, int64_t p0, int64_t p1);
-  void (*project)(const Decode&, int64_t chunk, int64_t p0, int64_t p1);
-  // The winner among the chunks for one slot; its log-probability to *log_prob if asked for.
-  int64_t (*choose)(const Decode&, int64_t chunks, int64_t slot, double* log_prob);
+  void (*project)(const Decode&, int64_t share, int64_t p0, int64_t p1);
+  // The winner among the shares for one slot; its log-probability to *log_prob if asked for.
+  int64_t (*choose)(const Decode&, int64_t shares, int64_t slot, double* log_prob);
 };
 
 // The kernels of the chosen instruction set for a pointwise cell, in float32 or float64.

@@ -6,23 +6,18 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include "cpu/allocate.h"
+#include "cpu/aligned_memory.h"
 #include "cpu/decode/decode.h"
-#include "cpu/decode/team.h"
+#include "cpu/decode/group.h"
+#include "greedy_ops.h"
 
 namespace seqkernels {
 namespace cpu {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Above this many rows packing the weights pays within one call: bench/results, suite decode.
 constexpr int64_t kUnpackedRows = 2;
@@ -31,22 +26,10 @@ constexpr int64_t kTableBytes = int64_t(64) << 20;
 // Multiplications of a phase that are worth a second thread.
 constexpr int64_t kGrain = int64_t(1) << 15;
 
-struct GreedyInputs {
-  Tensor embedding;
-  std::vector<Tensor> weight_ih, weight_hh, bias_ih, bias_hh;
-  Tensor weight_out;
-  std::optional<Tensor> bias_out;
-  Tensor h_0;
-  std::optional<Tensor> c_0;
-  Tensor start;
-  int64_t max_length, eos, pad;
-  bool scores;
-};
-
 // The weights as the kernels read them, and the sizes that follow from them.
 class DecodeWeights {
  public:
-  DecodeWeights(const GreedyInputs& a, Cell cell, int gates, Dtype dtype)
+  DecodeWeights(const GreedyInputs& a, Cell cell, Dtype dtype)
       : kernels(decode_kernels(cell, dtype)) {
     const bool packed = a.start.size(0) > kUnpackedRows;
     sizes.layers = a.weight_hh.size(), sizes.hidden = a.weight_hh[0].size(1);
@@ -57,7 +40,7 @@ class DecodeWeights {
     const int64_t lanes = kernels.lanes;
     sizes.input_stride = (a.embedding.size(1) + lanes - 1) / lanes * lanes;
     sizes.scores = a.scores;
-    const int64_t cell_width = sizes.stride * gates;
+    const int64_t cell_width = sizes.stride * facts(cell).gates;
     gates_bytes = cell_width * kernels.element_size;
     for (int64_t l = 0; l < sizes.layers; ++l) {
       const Tensor* bias_ih = a.bias_ih.empty() ? nullptr : &a.bias_ih[l];
@@ -114,16 +97,16 @@ struct GreedyResults {
   char *log_probs, *h_n, *c_n;  // c_n is null where the cell has none
 };
 
-// Rows [first, first + count) of a call, from the start to their ends, in phases that `chunks`
+// Rows [first, first + count) of a call, from the start to their ends, in phases that `shares`
 // threads share.
 class DecodeRows {
  public:
   DecodeRows(const GreedyInputs& a, const DecodeWeights& weights, const GreedyResults& results,
-             int64_t first, int64_t count, int64_t chunks, int64_t table_bytes);
+             int64_t first, int64_t count, int64_t shares, int64_t table_bytes);
 
-  // Take part in every phase, preferring chunk `home`; returns when all rows have ended.
+  // Take part in every phase, preferring share `home`; returns when all rows have ended.
   void work(int64_t home) {
-    team_.work(home, [&](int64_t chunk) { work_chunk(chunk); }, [&] { return next(); });
+    group_.work(home, [&](int64_t share) { work_share(share); }, [&] { return next(); });
   }
 
  private:
@@ -131,7 +114,7 @@ class DecodeRows {
   void finish(int64_t slot);
   bool next();
   void choose();
-  void work_chunk(int64_t chunk);
+  void work_share(int64_t share);
 
   const GreedyInputs& a_;
   const DecodeKernels& kernels_;
@@ -145,15 +128,15 @@ class DecodeRows {
   std::vector<char> known_;  // tokens whose gates are in the table
   char *table_ = nullptr, *scratch_ = nullptr;
   const char* embedding_;
-  const int64_t gates_bytes_, token_bytes_, chunks_;
+  const int64_t gates_bytes_, token_bytes_, shares_;
   int64_t step_ = 0, stage_ = 0;
   int64_t others_ = 0;  // states beside h
-  DecodeTeam team_;
+  DecodeGroup group_;
 };
 
 inline DecodeRows::DecodeRows(const GreedyInputs& a, const DecodeWeights& weights,
                               const GreedyResults& results, int64_t first, int64_t count,
-                              int64_t chunks, int64_t table_bytes)
+                              int64_t shares, int64_t table_bytes)
     : a_(a),
       kernels_(weights.kernels),
       results_(results),
@@ -161,8 +144,8 @@ inline DecodeRows::DecodeRows(const GreedyInputs& a, const DecodeWeights& weight
       embedding_(static_cast<const char*>(a.embedding.const_data_ptr())),
       gates_bytes_(weights.gates_bytes),
       token_bytes_(a.embedding.size(1) * weights.kernels.element_size),
-      chunks_(chunks),
-      team_(chunks) {
+      shares_(shares),
+      group_(shares) {
   const int64_t bytes = kernels_.element_size, rows = a.start.size(0);
   if (a.c_0) others_ = a.c_0->size(2) / d_.hidden;
   d_.capacity = d_.rows = count;
@@ -192,10 +175,10 @@ inline DecodeRows::DecodeRows(const GreedyInputs& a, const DecodeWeights& weight
   } else {
     scratch_ = static_cast<char*>(memory_.take(count * gates_bytes_));
   }
-  word_.resize(chunks * count);
+  word_.resize(shares * count);
   d_.word = word_.data();
-  d_.best = memory_.take(chunks * count * bytes);
-  d_.sum = memory_.take(chunks * count * bytes);
+  d_.best = memory_.take(shares * count * bytes);
+  d_.sum = memory_.take(shares * count * bytes);
   row_.resize(count), log_prob_.assign(count, 0.0);
   for (int64_t slot = 0; slot < count; ++slot) {
     row_[slot] = first + slot;
@@ -243,7 +226,7 @@ inline void DecodeRows::choose() {
   d_.missing = 0;
   for (int64_t slot = 0; slot < d_.rows; ++slot) {
     double log_prob = 0;
-    const int64_t token = kernels_.choose(d_, chunks_, slot, &log_prob), row = row_[slot];
+    const int64_t token = kernels_.choose(d_, shares_, slot, &log_prob), row = row_[slot];
     results_.tokens[row * a_.max_length + step_] = token;
     results_.lengths[row] = step_ + 1;
     log_prob_[slot] += log_prob;
@@ -278,13 +261,13 @@ inline bool DecodeRows::next() {
   return d_.rows > 0;
 }
 
-inline void DecodeRows::work_chunk(int64_t chunk) {
+inline void DecodeRows::work_share(int64_t share) {
   const int64_t panels = stage_ < d_.layers ? d_.cell_panels : d_.word_panels;
-  const int64_t p0 = panels * chunk / chunks_, p1 = panels * (chunk + 1) / chunks_;
+  const int64_t p0 = panels * share / shares_, p1 = panels * (share + 1) / shares_;
   if (stage_ < d_.layers)
     kernels_.layer(d_, stage_, p0, p1);
   else
-    kernels_.project(d_, chunk, p0, p1);
+    kernels_.project(d_, share, p0, p1);
 }
 
 }  // namespace cpu

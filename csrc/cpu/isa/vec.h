@@ -43,6 +43,17 @@ constexpr int kBytes = SK_VECTOR_BYTES;
 // Vector registers that hold sums in the product; the rest holds a row of weights and a factor.
 constexpr int kAccumulators = kBytes == 64 ? 24 : 12;
 
+// f(Count<n>()) for a number n from 1 to kMost that only the run knows.
+template <int n>
+struct Count {
+  SK_ALWAYS constexpr operator int() const { return n; }
+};
+template <int kMost, typename F>
+SK_ALWAYS void with_count(int64_t count, const F& f) {
+  if (count == kMost) return f(Count<kMost>());
+  if constexpr (kMost > 1) with_count<kMost - 1>(count, f);
+}
+
 template <typename S>
 struct ComputeOf {
   using type = float;

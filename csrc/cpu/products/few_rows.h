@@ -1,7 +1,7 @@
 // Products of greedy decoding: a [rows, depth] times one panel of weights.
 //
 // Two kinds. With many rows the weights are packed, [depth, width], and each row of a tile keeps
-// its results in registers over a slice of the depth. With few rows packing would cost more than it
+// its results in registers over a run of the depth. With few rows packing would cost more than it
 // saves within one call: the weights are read as torch stores them, and the lanes of a vector run
 // along the depth and are folded at the end.
 //
@@ -49,29 +49,17 @@ void packed_product(const T* a, int64_t stride, int64_t rows, const T* w, int64_
   constexpr int kMaxRows = kAccumulators / kVectors;
   constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
   const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
-  // A slice of the panel takes 16 KB of the first-level cache while every block passes over it.
-  const int64_t slice = blocks > 1 ? 16384 / (kVectors * kBytes) : depth;
-  for (int64_t k = 0; k < depth; k += slice) {
-    const int64_t n = depth - k < slice ? depth - k : slice;
+  // A run of the panel takes 16 KB of the first-level cache while every block passes over it.
+  const int64_t run = blocks > 1 ? 16384 / (kVectors * kBytes) : depth;
+  for (int64_t k = 0; k < depth; k += run) {
+    const int64_t n = depth - k < run ? depth - k : run;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
       const T *x = a + first * stride + k, *panel = w + k * kWidth;
       T* y = out + first * kWidth;
-      switch (last - first) {
-#define SK_TILE(M)                                                                    \
-  case M:                                                                             \
-    if constexpr (M <= kMaxRows) packed_tile<T, M, kVectors>(x, stride, panel, n, y); \
-    break;
-        SK_TILE(1)
-        SK_TILE(2)
-        SK_TILE(3)
-        SK_TILE(4)
-        SK_TILE(5)
-        SK_TILE(6)
-        SK_TILE(7)
-        SK_TILE(8)
-#undef SK_TILE
-      }
+      with_count<kMaxRows>(last - first, [&](auto count) {
+        packed_tile<T, count, kVectors>(x, stride, panel, n, y);
+      });
     }
   }
 }

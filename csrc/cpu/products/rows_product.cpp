@@ -6,10 +6,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/allocate.h"
-#include "cpu/checks.h"
+#include "arguments.h"
+#include "cpu/aligned_memory.h"
 #include "cpu/sequence/kernels.h"
 #include "library.h"
+#include "make.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -21,7 +22,7 @@ constexpr int64_t kWorthWaking = 128 * 1024;
 void run(const Products& kernels, const RowsProduct& p) {
   const int64_t panels = kernels.rows_product_panels(p);
   int64_t work = 0, depth = std::min(p.width, kRowsProductWidth);
-  for (int64_t part = 0; part < p.parts; ++part) work += p.rows * p.width * p.columns[part];
+  for (int64_t g = 0; g < p.gradients; ++g) work += p.rows * p.width * p.columns[g];
   int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), work / kWorthWaking);
   // Every task packs x for itself, which two panels pay for.
   tasks = std::max<int64_t>(1, std::min(tasks, panels / 2));
@@ -36,7 +37,7 @@ void run(const Products& kernels, const RowsProduct& p) {
 }
 
 Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
-  const char* op = "rows_product";
+  const Op op{"rows_product"};
   SK_CHECK(!grads.empty() && !x.empty(), op, ": expected at least one tensor in each list");
   Arguments arguments(op, grads[0]);
   std::vector<const void*> grad_data, x_data;
@@ -59,17 +60,17 @@ Tensor rows_product(std::vector<Tensor> grads, std::vector<Tensor> x) {
   p.rows = grads[0].size(0);
   p.width = x[0].dim() == 2 ? x[0].size(1) : 0;
   int64_t rows = 0;
-  for (const Tensor& part : x) {
-    const int64_t n = part.dim() == 2 ? part.size(0) : 0;
-    x_data.push_back(arguments.pointer("x", part, {n, p.width}));
+  for (const Tensor& input : x) {
+    const int64_t n = input.dim() == 2 ? input.size(0) : 0;
+    x_data.push_back(arguments.pointer("x", input, {n, p.width}));
     x_rows.push_back(n);
     rows += n;
   }
   SK_CHECK(rows == p.rows, op, ": the gradients have ", p.rows, " rows, x has ", rows);
-  const Products& k = products(arguments.dtype());
+  const Products& k = products(arguments.dtype);
   SK_CHECK(k.rows_product, op, ": expected float32 or float64 tensors");
   Tensor out = make(grads[0], {total, p.width});
-  p.parts = grads.size();
+  p.gradients = grads.size();
   p.grads = grad_data.data();
   p.strides = strides.data();
   p.columns = columns.data();

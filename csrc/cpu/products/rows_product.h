@@ -67,20 +67,20 @@ struct RowsProductKernel {
   }
 
   // Up to kGroup panels from `index` on of one gradient; returns how many.
-  static int64_t group(const RowsProduct& p, int64_t begin, int64_t rows, int64_t k0, int64_t k1,
-                       int64_t index, int64_t end, const T* packed) {
+  static int64_t take_panels(const RowsProduct& p, int64_t begin, int64_t rows, int64_t k0,
+                             int64_t k1, int64_t index, int64_t end, const T* packed) {
     alignas(64) T grads[kGroup][kBlock * kColumns];
-    int64_t part = 0, first = index, row0 = 0;
-    while (first >= panels_of(p.columns[part])) {
-      first -= panels_of(p.columns[part]);
-      row0 += p.columns[part++];
+    int64_t g = 0, first = index, row0 = 0;
+    while (first >= panels_of(p.columns[g])) {
+      first -= panels_of(p.columns[g]);
+      row0 += p.columns[g++];
     }
-    const int64_t left = panels_of(p.columns[part]) - first, wanted = end - index;
+    const int64_t left = panels_of(p.columns[g]) - first, wanted = end - index;
     int64_t count = left < wanted ? left : wanted;
     if (count > kGroup) count = kGroup;
     // By rows: a cache line of grad serves all panels that it reaches into.
-    const int64_t stride = p.strides[part], columns = p.columns[part] - first * kColumns;
-    const T* grad = static_cast<const T*>(p.grads[part]) + begin * stride + first * kColumns;
+    const int64_t stride = p.strides[g], columns = p.columns[g] - first * kColumns;
+    const T* grad = static_cast<const T*>(p.grads[g]) + begin * stride + first * kColumns;
     for (int64_t r = 0; r < rows; ++r, grad += stride)
       for (int64_t q = 0; q < count; ++q)
         copy<kColumns>(grad + q * kColumns, columns - q * kColumns, grads[q] + r * kColumns);
@@ -97,43 +97,27 @@ struct RowsProductKernel {
 
   static void tiles(int64_t columns, const T* grad, const T* x, int64_t rows, T* out,
                     int64_t stride, int64_t n, bool add) {
-    switch (columns) {
-#define SK_TILE(M)                                                            \
-  case M:                                                                     \
-    if constexpr (M <= kColumns) tile<M>(grad, x, rows, out, stride, n, add); \
-    break;
-      SK_TILE(1)
-      SK_TILE(2)
-      SK_TILE(3)
-      SK_TILE(4)
-      SK_TILE(5)
-      SK_TILE(6)
-      SK_TILE(7)
-      SK_TILE(8)
-      SK_TILE(9)
-      SK_TILE(10)
-      SK_TILE(11)
-      SK_TILE(12)
-#undef SK_TILE
-    }
+    with_count<kColumns>(columns,
+                         [&](auto count) { tile<count>(grad, x, rows, out, stride, n, add); });
   }
 
   static int64_t panels_of(int64_t columns) { return (columns + kColumns - 1) / kColumns; }
   static int64_t panels(const RowsProduct& p) {
     int64_t count = 0;
-    for (int64_t part = 0; part < p.parts; ++part) count += panels_of(p.columns[part]);
+    for (int64_t g = 0; g < p.gradients; ++g) count += panels_of(p.columns[g]);
     return count;
   }
 
-  // Panels p0 to p1 of kColumns columns of grad; a panel does not cross from one part to the next.
+  // Panels p0 to p1 of kColumns columns of grad; a panel does not cross from one gradient to the
+  // next.
   static void run(const RowsProduct& p, int64_t p0, int64_t p1, void* workspace) {
     T* packed = static_cast<T*>(workspace);
     for (int64_t begin = 0; begin < p.rows;) {
-      // A block lies within one part of x.
-      int64_t part = 0, at = begin;
-      while (at >= p.x_rows[part]) at -= p.x_rows[part++];
-      const int64_t left = p.x_rows[part] - at, rows = left < kBlock ? left : kBlock;
-      const T* x = static_cast<const T*>(p.x[part]) + at * p.width;
+      // A block lies within one of the inputs.
+      int64_t input = 0, at = begin;
+      while (at >= p.x_rows[input]) at -= p.x_rows[input++];
+      const int64_t left = p.x_rows[input] - at, rows = left < kBlock ? left : kBlock;
+      const T* x = static_cast<const T*>(p.x[input]) + at * p.width;
       for (int64_t k0 = 0; k0 < p.width; k0 += kRowsProductWidth) {
         const int64_t k1 = p.width - k0 < kRowsProductWidth ? p.width : k0 + kRowsProductWidth;
         T* to = packed;
@@ -141,7 +125,7 @@ struct RowsProductKernel {
           for (int64_t r = 0; r < rows; ++r, to += kWidth)
             copy<kWidth>(x + r * p.width + k, k1 - k, to);
         for (int64_t index = p0; index < p1;)
-          index += group(p, begin, rows, k0, k1, index, p1, packed);
+          index += take_panels(p, begin, rows, k0, k1, index, p1, packed);
       }
       begin += rows;
     }

@@ -1,7 +1,7 @@
 // The recurrent product: rows of the state times one panel of packed weights, in registers.
 //
 // A panel is [depth, kVectors * lanes]. kRows x kVectors sums stay in registers over the whole
-// depth, or over a slice of it that keeps the panel's slice in the first-level cache while every
+// depth, or over a run of it that keeps the panel's run in the first-level cache while every
 // block of rows passes over it.
 #pragma once
 #include <utility>
@@ -105,35 +105,18 @@ void product(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth
   constexpr int kMaxRows = kAccumulators / kVectors;
   constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
   const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
-  // A slice of the panel takes 24 KB of the first-level cache. Each is summed by itself: the error
+  // A run of the panel takes 24 KB of the first-level cache. Each is summed by itself: the error
   // of a sum grows with the number of terms added one after another, so one block too goes in
-  // slices.
-  const int64_t slice = blocks > 1 ? 24576 / (kVectors * kBytes) : 256;
-  for (int64_t k = 0; k < depth; k += slice) {
-    const int64_t n = depth - k < slice ? depth - k : slice;
+  // runs.
+  const int64_t run = blocks > 1 ? 24576 / (kVectors * kBytes) : 256;
+  for (int64_t k = 0; k < depth; k += run) {
+    const int64_t n = depth - k < run ? depth - k : run;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
       const T *x = a + first * stride + k, *w = b + k * kWidth;
       T* y = out + first * kWidth;
-      switch (last - first) {
-#define SK_TILE(M)                                                                \
-  case M:                                                                         \
-    if constexpr (M <= kMaxRows) tile<T, M, kVectors>(x, stride, w, n, y, k > 0); \
-    break;
-        SK_TILE(1)
-        SK_TILE(2)
-        SK_TILE(3)
-        SK_TILE(4)
-        SK_TILE(5)
-        SK_TILE(6)
-        SK_TILE(7)
-        SK_TILE(8)
-        SK_TILE(9)
-        SK_TILE(10)
-        SK_TILE(11)
-        SK_TILE(12)
-#undef SK_TILE
-      }
+      with_count<kMaxRows>(
+          last - first, [&](auto count) { tile<T, count, kVectors>(x, stride, w, n, y, k > 0); });
     }
   }
 }

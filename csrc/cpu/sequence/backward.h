@@ -57,7 +57,7 @@ struct BackwardKernel {
     }
   }
 
-  static void load_gradients(const Backward& b, const Group& g, int64_t j0, int64_t j1) {
+  static void load_gradients(const Backward& b, const Slice& g, int64_t j0, int64_t j1) {
     const S *h_n = static_cast<const S*>(b.grad_h_n), *c_n = static_cast<const S*>(b.grad_c_n);
     for (int64_t r = 0; r < g.rows; ++r) {
       const int64_t at = g.row[r] * b.hidden, to = r * b.stride;
@@ -87,18 +87,14 @@ struct BackwardKernel {
     const bool begins = !Moment::exists(m.before, length);
     const int64_t at = begins ? row : b.first_row[m.before] + row;
     const void* from = s == 0 ? begins ? b.h_0 : b.output : begins ? b.c_0 : b.c_sequence;
-    return load<kFull>(static_cast<const S*>(from) + place(b, at, s) + j, n);
-  }
-  // Where state number s of a row begins in the caller's tensors.
-  SK_ALWAYS static int64_t place(const Steps& b, int64_t row, int s) {
-    return (s == 0 ? row : row * kOthers + s - 1) * b.hidden;
+    return load<kFull>(static_cast<const S*>(from) + state_at<C>(at, s, b.hidden, j), n);
   }
 
   // The cell's backward on one row and one vector of units. Phases run the stages from the last to
   // the first: the first phase is given the gradient of the new state, the other that of the
   // operand.
   template <bool kFull, int kPhase>
-  SK_ALWAYS static void units(const Backward& b, const Group& g, const Moment& m, int64_t next,
+  SK_ALWAYS static void units(const Backward& b, const Slice& g, const Moment& m, int64_t next,
                               int64_t r, int64_t j, int64_t n, const T* sums, const T* parameters) {
     constexpr int kStage = kStages - 1 - kPhase;
     constexpr Stage kThis = C::kStages[kStage];
@@ -120,13 +116,16 @@ struct BackwardKernel {
     for (int s = 0; s < C::kStates; ++s) {
       if (in_set(C::kReadsState, s)) v.state[s] = before<kFull>(b, m, row, g.length[r], s, j, n);
       if (in_set(C::kReadsNewState, s))
-        v.new_state[s] = load<kFull>(
-            static_cast<const S*>(s == 0 ? b.output : b.c_sequence) + place(b, at, s) + j, n);
+        v.new_state[s] = load<kFull>(static_cast<const S*>(s == 0 ? b.output : b.c_sequence) +
+                                         state_at<C>(at, s, b.hidden, j),
+                                     n);
       const V carried = load(static_cast<const T*>(carry(s)));
       if constexpr (kPhase == 0) {
         const void* given = s == 0 ? b.grad_output : b.grad_c_sequence;
         V grad = s == 0 ? load(sums) + carried : carried;
-        if (given) grad = grad + load<kFull>(static_cast<const S*>(given) + place(b, at, s) + j, n);
+        if (given)
+          grad =
+              grad + load<kFull>(static_cast<const S*>(given) + state_at<C>(at, s, b.hidden, j), n);
         v.grad_new_state[s] = grad;
       } else {
         v.grad_state[s] = carried;
@@ -157,7 +156,7 @@ struct BackwardKernel {
   }
 
   template <int kPhase>
-  static void step(const Backward& b, const Group& g, int64_t number, int64_t p0, int64_t p1) {
+  static void step(const Backward& b, const Slice& g, int64_t number, int64_t p0, int64_t p1) {
     // The product that completes the gradient which this phase is given.
     constexpr int kStage = kPhase == 0 ? 0 : kStages - kPhase;
     constexpr Stage kThis = C::kStages[kStage];
@@ -192,7 +191,7 @@ struct BackwardKernel {
   }
 
   // Rows that step t does not reach have no gradient.
-  static void zero_rows(const Backward& b, const Group& g, int64_t t, int64_t j0, int64_t j1) {
+  static void zero_rows(const Backward& b, const Slice& g, int64_t t, int64_t j0, int64_t j1) {
     for (int64_t r = g.active[t]; r < g.rows; ++r) {
       const int64_t at = (b.first_row[t] + g.row[r]) * b.hidden;
       for (int gate = 0; gate < kGates; ++gate)
@@ -204,7 +203,7 @@ struct BackwardKernel {
 
   // Rows taken in reverse end their backward at step length - 1 and may have left their gate
   // gradients in the buffer that the last product does not read.
-  static void gather(const Backward& b, const Group& g, int64_t j0, int64_t j1) {
+  static void gather(const Backward& b, const Slice& g, int64_t j0, int64_t j1) {
     for (int64_t r = 0; r < g.rows; ++r) {
       if (!b.reverse || (g.length[r] & 1) == (b.steps & 1)) continue;
       for (int gate = 0; gate < kFirst.gates; ++gate) {
@@ -215,7 +214,7 @@ struct BackwardKernel {
     }
   }
 
-  static void finish(const Backward& b, const Group& g, int64_t p0, int64_t p1) {
+  static void finish(const Backward& b, const Slice& g, int64_t p0, int64_t p1) {
     alignas(64) T sums[kBlockRows * kUnits];
     const T* from = static_cast<const T*>(g.grad_gates[b.steps & 1]);
     for (int64_t p = p0; p < p1; ++p)
@@ -232,15 +231,16 @@ struct BackwardKernel {
                 load(sums + r * kUnits + v * kLanes) + load(static_cast<const T*>(g.grad_h) + own);
             store<false>(static_cast<S*>(b.grad_h_0) + at, grad_h, n < kLanes ? n : kLanes);
             for (int s = 1; s < C::kStates; ++s)
-              store<false>(static_cast<S*>(b.grad_c_0) + place(b, g.row[first + r], s) + j,
-                           load(static_cast<const T*>(g.grad_others) +
-                                ((first + r) * kOthers + s - 1) * b.stride + j),
-                           n < kLanes ? n : kLanes);
+              store<false>(
+                  static_cast<S*>(b.grad_c_0) + state_at<C>(g.row[first + r], s, b.hidden, j),
+                  load(static_cast<const T*>(g.grad_others) +
+                       state_at<C>(first + r, s, b.stride, j)),
+                  n < kLanes ? n : kLanes);
           }
       }
   }
 
-  static void run(const Backward& b, const Group& g, int64_t phase, int64_t p0, int64_t p1) {
+  static void run(const Backward& b, const Slice& g, int64_t phase, int64_t p0, int64_t p1) {
     const int64_t j0 = p0 * kUnits, j1 = p1 * kUnits < b.hidden ? p1 * kUnits : b.hidden;
     const int64_t last_step = b.steps * kStages;
     if (phase == 0) {

@@ -24,21 +24,20 @@ struct CellKernel {
 
   template <bool kFull>
   SK_ALWAYS static void forward_units(const CellForward& f, int64_t row, int64_t j, int64_t n) {
-    const int64_t H = f.hidden, own = row * H + j, gates = row * kGates * H + j;
-    const int64_t others = row * kOthers * H + j;
+    const int64_t H = f.hidden, gates = row * kGates * H + j;
     Step<C, V> v;
 #pragma GCC unroll 8
     for (int g = 0; g < kGates; ++g) {
       v.gates_x[g] = at<kFull>(f.gates_x, gates + g * H, n);
       v.gates_h[g] = at<kFull>(f.gates_h, gates + g * H, n);
     }
-    v.state[0] = at<kFull>(f.h, own, n);
 #pragma GCC unroll 8
-    for (int s = 0; s < kOthers; ++s) v.state[1 + s] = at<kFull>(f.c, others + s * H, n);
+    for (int s = 0; s < C::kStates; ++s)
+      v.state[s] = at<kFull>(s == 0 ? f.h : f.c, state_at<C>(row, s, H, j), n);
     C::template forward<0>(v);
-    put<kFull>(f.new_h, own, v.new_state[0], n);
 #pragma GCC unroll 8
-    for (int s = 0; s < kOthers; ++s) put<kFull>(f.new_c, others + s * H, v.new_state[1 + s], n);
+    for (int s = 0; s < C::kStates; ++s)
+      put<kFull>(s == 0 ? f.new_h : f.new_c, state_at<C>(row, s, H, j), v.new_state[s], n);
     if (f.saved)
 #pragma GCC unroll 8
       for (int k = 0; k < C::kSaved; ++k)
@@ -47,15 +46,14 @@ struct CellKernel {
 
   template <bool kFull>
   SK_ALWAYS static void backward_units(const CellBackward& b, int64_t row, int64_t j, int64_t n) {
-    const int64_t H = b.hidden, own = row * H + j, gates = row * kGates * H + j;
-    const int64_t others = row * kOthers * H + j;
+    const int64_t H = b.hidden, gates = row * kGates * H + j;
     StepGrad<C, V> v;
 #pragma GCC unroll 8
     for (int k = 0; k < C::kSaved; ++k)
       v.saved[k] = at<kFull>(b.saved, row * C::kSaved * H + k * H + j, n);
 #pragma GCC unroll 8
     for (int s = 0; s < C::kStates; ++s) {
-      const int64_t place = s == 0 ? own : others + (s - 1) * H;
+      const int64_t place = state_at<C>(row, s, H, j);
       const void* grad = s == 0 ? b.grad_new_h : b.grad_new_c;
       if (in_set(C::kReadsState, s)) v.state[s] = at<kFull>(s == 0 ? b.h : b.c, place, n);
       if (in_set(C::kReadsNewState, s))
@@ -70,9 +68,9 @@ struct CellKernel {
     if constexpr (C::kSeparate != 0)
 #pragma GCC unroll 8
       for (int g = 0; g < kGates; ++g) put<kFull>(b.grad_gates_h, gates + g * H, v.through(g), n);
-    put<kFull>(b.grad_h, own, v.grad_state[0], n);
 #pragma GCC unroll 8
-    for (int s = 0; s < kOthers; ++s) put<kFull>(b.grad_c, others + s * H, v.grad_state[1 + s], n);
+    for (int s = 0; s < C::kStates; ++s)
+      put<kFull>(s == 0 ? b.grad_h : b.grad_c, state_at<C>(row, s, H, j), v.grad_state[s], n);
   }
 
   static void forward(const CellForward& f, int64_t row0, int64_t row1) {

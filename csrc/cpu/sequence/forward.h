@@ -128,7 +128,7 @@ struct ForwardKernel {
     }
   }
 
-  static void load_state(const Forward& f, const Group& g, int64_t j0, int64_t j1) {
+  static void load_state(const Forward& f, const Slice& g, int64_t j0, int64_t j1) {
     const S *h_0 = static_cast<const S*>(f.h_0), *c_0 = static_cast<const S*>(f.c_0);
     for (int64_t r = 0; r < g.rows; ++r) {
       const int64_t at = g.row[r] * f.hidden, to = r * f.stride;
@@ -152,7 +152,7 @@ struct ForwardKernel {
     }
   }
 
-  static void store_state(const Forward& f, const Group& g, int64_t j0, int64_t j1) {
+  static void store_state(const Forward& f, const Slice& g, int64_t j0, int64_t j1) {
     for (int64_t r = 0; r < g.rows; ++r) {
       const int64_t at = g.row[r] * f.hidden, from = r * f.stride;
       // The buffer written by the row's last step; rows run backwards all end with step T - 1.
@@ -166,7 +166,7 @@ struct ForwardKernel {
 
   // The cell on one row and one vector of units; sums, biases and parameters stand kUnits apart.
   template <bool kFull, int kStage>
-  SK_ALWAYS static void units(const Forward& f, const Group& g, const Moment& m, int64_t next,
+  SK_ALWAYS static void units(const Forward& f, const Slice& g, const Moment& m, int64_t next,
                               int64_t r, int64_t j, int64_t n, const T* sums, const T* biases,
                               const T* parameters) {
     constexpr Stage kThis = C::kStages[kStage];
@@ -221,7 +221,7 @@ struct ForwardKernel {
   }
 
   template <int kStage>
-  static void step(const Forward& f, const Group& g, int64_t step, int64_t p0, int64_t p1) {
+  static void step(const Forward& f, const Slice& g, int64_t step, int64_t p0, int64_t p1) {
     constexpr int kStageGates = C::kStages[kStage].gates;
     constexpr int64_t kWidth = kStageGates * kUnits;
     alignas(64) T sums[kBlockRows * kWidth];
@@ -252,7 +252,7 @@ struct ForwardKernel {
   }
 
   // Rows that step t does not reach give zeros.
-  static void zero_rows(const Forward& f, const Group& g, int64_t t, int64_t j0, int64_t j1) {
+  static void zero_rows(const Forward& f, const Slice& g, int64_t t, int64_t j0, int64_t j1) {
     for (int64_t r = g.active[t]; r < g.rows; ++r) {
       const int64_t at = (f.first_row[t] + g.row[r]) * f.hidden;
       zero(static_cast<S*>(f.output) + at, j0, j1);
@@ -263,7 +263,7 @@ struct ForwardKernel {
     }
   }
 
-  static void run(const Forward& f, const Group& g, int64_t phase, int64_t p0, int64_t p1) {
+  static void run(const Forward& f, const Slice& g, int64_t phase, int64_t p0, int64_t p1) {
     const int64_t j0 = p0 * kUnits, j1 = p1 * kUnits < f.hidden ? p1 * kUnits : f.hidden;
     if (phase == 0) {
       if (f.pack_inside) pack(f, p0, p1);

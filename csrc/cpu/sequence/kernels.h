@@ -1,20 +1,21 @@
 // What the instruction-set kernels and their callers share: plain structures, no torch, no
 // templates.
 //
-// A sequence is run by groups of rows. The rows of a group advance together through PHASES; between
-// two phases everybody who works on the group waits for the others. Within a phase the hidden units
+// A sequence is run by slices of rows. The rows of a slice advance together through PHASES; between
+// two phases everybody who works on the slice waits for the others. Within a phase the hidden units
 // are split into PANELS, and any panel can be computed by anybody. A panel is a run of units whose
 // weights are packed so that one row of the product reads them in order.
 #pragma once
 #include <cstdint>
 
 #include "cells/all.h"
+#include "given.h"
 
 namespace seqkernels {
 namespace cpu {
 
 // Rows stand sorted by falling length, so that those still running at step t are a prefix.
-struct Group {
+struct Slice {
   int64_t rows;
   const int64_t* row;     // [rows] place of a row within a step of the caller's tensors
   const int64_t* length;  // [rows] steps of a row, falling
@@ -52,9 +53,8 @@ struct Forward : Steps {
   void *output, *h_n, *c_n, *c_sequence, *saved;  // the last two null where nothing is to be saved
 };
 
-struct Backward : Steps {
-  const void *grad_output, *grad_h_n, *grad_c_n, *grad_c_sequence;  // null: zero
-  const void *h_0, *c_0, *output, *c_sequence, *saved;
+struct Backward : Steps, GivenPointers {
+  const void *h_0, *c_0;
   void *grad_gates_x, *grad_gates_h, *grad_h_0, *grad_c_0;
 };
 
@@ -65,10 +65,8 @@ struct CellForward {
   void *new_h, *new_c, *saved;
 };
 
-struct CellBackward {
+struct CellBackward : CellPointers {
   int64_t hidden;
-  const void *grad_new_h, *grad_new_c;  // null: zero
-  const void *h, *c, *new_h, *new_c, *saved;
   void *grad_gates_x, *grad_gates_h, *grad_h, *grad_c;
 };
 
@@ -80,10 +78,10 @@ struct FewRows {
   void* out;
 };
 
-// out [sum of columns, width] = (the gradients side by side)^T (the parts of x on one another).
+// out [sum of columns, width] = (the gradients side by side)^T (the inputs one on another).
 struct RowsProduct {
-  int64_t rows, width, parts;
-  const void* const* grads;  // [parts] each [rows, columns], rows `strides` apart
+  int64_t rows, width, gradients;
+  const void* const* grads;  // [gradients] each [rows, columns], rows `strides` apart
   const int64_t *columns, *strides;
   const void* const* x;   // each [x_rows, width]
   const int64_t* x_rows;  // adding up to rows
@@ -102,9 +100,9 @@ struct Kernels {
   int64_t compute_size;                   // bytes of the compute type
   int64_t forward_units, backward_units;  // units in a panel
   void (*pack_forward)(const Forward&, int64_t p0, int64_t p1);
-  void (*forward)(const Forward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
+  void (*forward)(const Forward&, const Slice&, int64_t phase, int64_t p0, int64_t p1);
   void (*pack_backward)(const Backward&, int64_t p0, int64_t p1);
-  void (*backward)(const Backward&, const Group&, int64_t phase, int64_t p0, int64_t p1);
+  void (*backward)(const Backward&, const Slice&, int64_t phase, int64_t p0, int64_t p1);
   void (*cell)(const CellForward&, int64_t row0, int64_t row1);  // null unless it is pointwise
   void (*cell_backward)(const CellBackward&, int64_t row0, int64_t row1);
 };

@@ -7,7 +7,7 @@
 #include <memory>
 #include <numeric>
 
-#include "cpu/sequence/team.h"
+#include "cpu/sequence/group.h"
 
 namespace seqkernels {
 namespace cpu {
@@ -17,12 +17,12 @@ namespace {
 constexpr int64_t kResidentBytes = 512 * 1024;
 // Multiply-adds that are worth a wait between threads, and worth waking them at all.
 constexpr int64_t kWorthWaiting = 32 * 1024, kWorthWaking = 256 * 1024;
-// Rows of a group below which the product has too few sums under way.
-constexpr int64_t kRowsPerGroup = 4;
+// Rows of a slice below which the product has too few sums under way.
+constexpr int64_t kRowsPerSlice = 4;
 
-// Rows are split into groups that never wait for each other; the units of a group into chunks.
+// Rows are split into slices that never wait for each other; the units of a slice into shares.
 struct Split {
-  int64_t groups = 1, chunks = 1;
+  int64_t slices = 1, shares = 1;
 };
 
 Split split_work(const Steps& s, int64_t panels, int64_t compute_size) {
@@ -31,13 +31,13 @@ Split split_work(const Steps& s, int64_t panels, int64_t compute_size) {
   const int64_t weights = facts(s.cell).gates * s.hidden * s.hidden;
   const int64_t step = weights * s.batch;
   if (threads <= 1 || step * s.steps < kWorthWaking) return split;
-  split.chunks =
+  split.shares =
       std::max<int64_t>(1, (weights * compute_size + kResidentBytes - 1) / kResidentBytes);
-  split.chunks = std::min({split.chunks, threads, panels});
-  split.groups = std::min(threads / split.chunks, (s.batch + kRowsPerGroup - 1) / kRowsPerGroup);
-  split.groups = std::max<int64_t>(split.groups, 1);
-  split.chunks = std::min(threads / split.groups, panels);
-  if (step / split.groups < kWorthWaiting) split.chunks = 1;
+  split.shares = std::min({split.shares, threads, panels});
+  split.slices = std::min(threads / split.shares, (s.batch + kRowsPerSlice - 1) / kRowsPerSlice);
+  split.slices = std::max<int64_t>(split.slices, 1);
+  split.shares = std::min(threads / split.slices, panels);
+  if (step / split.slices < kWorthWaiting) split.shares = 1;
   return split;
 }
 
@@ -45,9 +45,9 @@ struct Rows {
   std::vector<int64_t> row, length, active;
 };
 
-// The rows of every group by falling length. Lengths go round the groups, so that each gets its
-// share of short rows; without lengths a group is a run of neighbours.
-std::vector<Rows> group_rows(const Layout& layout, int64_t groups) {
+// The rows of every slice by falling length. Lengths go round the slices, so that each gets its
+// share of short rows; without lengths a slice is a run of neighbours.
+std::vector<Rows> slice_rows(const Layout& layout, int64_t slices) {
   const int64_t N = layout.batch, T = layout.steps;
   std::vector<int64_t> order(N), length(N, T);
   std::iota(order.begin(), order.end(), 0);
@@ -62,9 +62,9 @@ std::vector<Rows> group_rows(const Layout& layout, int64_t groups) {
       for (int64_t r = 0; r < layout.batch_sizes[t]; ++r) ++length[r];
   }
   const bool ragged = layout.lengths || layout.batch_sizes;
-  std::vector<Rows> result(groups);
+  std::vector<Rows> result(slices);
   for (int64_t k = 0; k < N; ++k) {
-    Rows& rows = result[ragged ? k % groups : k * groups / N];
+    Rows& rows = result[ragged ? k % slices : k * slices / N];
     rows.row.push_back(order[k]);
     rows.length.push_back(length[order[k]]);
   }
@@ -101,35 +101,35 @@ class Workspace {
 };
 
 template <typename Call, typename Pack, typename Run>
-void run_groups(const Call& call, const Split& split, const std::vector<Group>& groups,
+void run_slices(const Call& call, const Split& split, const std::vector<Slice>& slices,
                 int64_t panels, int64_t phases, Pack pack, Run run) {
-  const auto first_panel = [&](int64_t chunk) { return panels * chunk / split.chunks; };
-  if (split.groups == 1 && split.chunks == 1) {
-    for (int64_t phase = 0; phase < phases; ++phase) run(call, groups[0], phase, 0, panels);
+  const auto first_panel = [&](int64_t share) { return panels * share / split.shares; };
+  if (split.slices == 1 && split.shares == 1) {
+    for (int64_t phase = 0; phase < phases; ++phase) run(call, slices[0], phase, 0, panels);
     return;
   }
   if (!call.pack_inside)
     torch::stable::parallel_for(0, panels, 1, [&](int64_t p0, int64_t p1) { pack(call, p0, p1); });
-  std::vector<std::unique_ptr<Team>> teams;
-  for (int64_t k = 0; k < split.groups; ++k) teams.emplace_back(new Team(split.chunks));
+  std::vector<std::unique_ptr<Group>> groups;
+  for (int64_t k = 0; k < split.slices; ++k) groups.emplace_back(new Group(split.shares));
   const auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin / split.chunks; k * split.chunks < end; ++k) {
-      const int64_t home0 = std::max(begin - k * split.chunks, int64_t(0));
-      const int64_t home1 = std::min(end - k * split.chunks, split.chunks);
-      teams[k]->work(phases, home0, home1, [&](int64_t phase, int64_t chunk) {
-        run(call, groups[k], phase, first_panel(chunk), first_panel(chunk + 1));
+    for (int64_t k = begin / split.shares; k * split.shares < end; ++k) {
+      const int64_t home0 = std::max(begin - k * split.shares, int64_t(0));
+      const int64_t home1 = std::min(end - k * split.shares, split.shares);
+      groups[k]->work(phases, home0, home1, [&](int64_t phase, int64_t share) {
+        run(call, slices[k], phase, first_panel(share), first_panel(share + 1));
       });
     }
   };
-  torch::stable::parallel_for(0, split.groups * split.chunks, 1, body);
+  torch::stable::parallel_for(0, split.slices * split.shares, 1, body);
 }
 
-// What both directions share: split, rows, strides and the packed weights. `place` gives each group
+// What both directions share: split, rows, strides and the packed weights. `place` gives each slice
 // its workspace and `finish` the call its own.
 template <typename Call, typename Place>
 void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t ends,
                      void (*pack)(const Call&, int64_t, int64_t),
-                     void (*run)(const Call&, const Group&, int64_t, int64_t, int64_t),
+                     void (*run)(const Call&, const Slice&, int64_t, int64_t, int64_t),
                      const Kernels& k, Place place) {
   if (layout.batch == 0) return;
   const CellFacts& cell = facts(call.cell);
@@ -141,39 +141,36 @@ void prepare_and_run(Call call, const Layout& layout, int64_t units, int64_t end
   call.stride = (call.hidden + line - 1) / line * line + line;
   call.gates_stride = (cell.gates * call.hidden + line - 1) / line * line + line;
   call.padded = layout.lengths != nullptr;
-  call.pack_inside = split.groups == 1;
+  call.pack_inside = split.slices == 1;
 
   std::vector<int64_t> first_row(layout.steps);
-  for (int64_t t = 0, at = 0; t < layout.steps; ++t) {
-    first_row[t] = at;
-    at += layout.batch_sizes ? layout.batch_sizes[t] : layout.batch;
-  }
+  for (int64_t t = 0; t < layout.steps; ++t) first_row[t] = layout.offset(t);
   call.first_row = first_row.data();
-  const std::vector<Rows> rows = group_rows(layout, split.groups);
-  std::vector<Group> groups(split.groups);
+  const std::vector<Rows> rows = slice_rows(layout, split.slices);
+  std::vector<Slice> slices(split.slices);
   Workspace workspace;
   for (int pass = 0; pass < 2; ++pass) {
     const int64_t vectors = panels * units * k.compute_size;
     call.packed = workspace.take(vectors * cell.gates * call.hidden);
     call.packed_bias = workspace.take(vectors * (cell.gates + cell.parameters));
-    for (int64_t g = 0; g < split.groups; ++g) {
-      groups[g] = Group{};
-      groups[g].rows = rows[g].row.size();
-      groups[g].row = rows[g].row.data();
-      groups[g].length = rows[g].length.data();
-      groups[g].active = rows[g].active.data();
-      place(call, groups[g], workspace);
+    for (int64_t g = 0; g < split.slices; ++g) {
+      slices[g] = Slice{};
+      slices[g].rows = rows[g].row.size();
+      slices[g].row = rows[g].row.data();
+      slices[g].length = rows[g].length.data();
+      slices[g].active = rows[g].active.data();
+      place(call, slices[g], workspace);
     }
     if (pass == 0) workspace.allocate();
   }
-  run_groups(call, split, groups, panels, call.steps * cell.stages + ends, pack, run);
+  run_slices(call, split, slices, panels, call.steps * cell.stages + ends, pack, run);
 }
 
 }  // namespace
 
 void run_forward(Forward f, const Layout& layout) {
   const Kernels& k = kernels(f.cell, f.dtype);
-  const auto place = [&](const Forward& call, Group& g, Workspace& workspace) {
+  const auto place = [&](const Forward& call, Slice& g, Workspace& workspace) {
     const int64_t state = g.rows * call.stride * k.compute_size;
     g.h[0] = workspace.take(state);
     g.h[1] = workspace.take(state);
@@ -189,7 +186,7 @@ void run_forward(Forward f, const Layout& layout) {
 
 void run_backward(Backward b, const Layout& layout) {
   const Kernels& k = kernels(b.cell, b.dtype);
-  const auto place = [&](const Backward& call, Group& g, Workspace& workspace) {
+  const auto place = [&](const Backward& call, Slice& g, Workspace& workspace) {
     const int64_t state = g.rows * call.stride * k.compute_size;
     g.grad_gates[0] = workspace.take(g.rows * call.gates_stride * k.compute_size);
     g.grad_gates[1] = workspace.take(g.rows * call.gates_stride * k.compute_size);

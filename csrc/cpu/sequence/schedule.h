@@ -1,22 +1,16 @@
-// From the arguments of a sequence to groups of rows, their workspace, and a run on torch's
+// From the arguments of a sequence to slices of rows, their workspace, and a run on torch's
 // threads.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "cpu/sequence/kernels.h"
+#include "layout.h"
 
 namespace seqkernels {
 namespace cpu {
 
-// How the rows of the caller's tensors lie in time. At most one of the pointers is set.
-struct Layout {
-  int64_t steps, batch;
-  const int64_t* lengths;      // [N] or null
-  const int64_t* batch_sizes;  // [T] or null: packed
-};
-
-// The call's steps, sizes and caller's pointers are filled in; packing, groups and workspace are
+// The call's steps, sizes and caller's pointers are filled in; packing, slices and workspace are
 // not.
 void run_forward(Forward f, const Layout& layout);
 void run_backward(Backward b, const Layout& layout);

@@ -358,18 +358,4 @@ int launch_tile(const DecodeArgs& a, void* stream) {
   return sk::launch(decode_kernel<C, scalar_t, kTile>, config, a);
 }
 
-// Launches the kernel of a cell for one storage type.
-template <typename scalar_t>
-int launch_decode_as(Cell cell, const DecodeArgs& a, void* stream) {
-  return visit(cell, [&](auto type) {
-    using C = typename decltype(type)::type;
-    if constexpr (kPointwise<C>) {
-      return a.plan.tile == 1 ? launch_tile<C, scalar_t, 1>(a, stream)
-                              : launch_tile<C, scalar_t, 4>(a, stream);
-    } else {
-      return int(cudaErrorInvalidValue);
-    }
-  });
-}
-
 }  // namespace seqkernels

@@ -43,7 +43,7 @@ inline int64_t decode_shared_bytes(const DecodeSizes& s, const DecodePlan& p) {
 
 // Few blocks make cheap barriers, many hold more weights: the first number of blocks that fits,
 // beginning with one unit for each of a block's eight warps.
-inline DecodePlan decode_plan(const DecodeSizes& s, const DeviceFacts& facts) {
+inline DecodePlan decode_plan(const DecodeSizes& s, const DeviceLimits& device) {
   DecodePlan plan;
   if (s.layers > kDecodeLayers) plan.refusal = "it is made for at most 8 layers";
   if (s.rows > kDecodeRows) plan.refusal = "it is made for at most 64 rows";
@@ -54,13 +54,13 @@ inline DecodePlan decode_plan(const DecodeSizes& s, const DeviceFacts& facts) {
   int blocks = (s.hidden + warps - 1) / warps;
   const int for_words = (s.vocabulary + 4 * warps - 1) / (4 * warps);
   blocks = blocks > for_words ? blocks : for_words;
-  blocks = blocks < facts.processors ? blocks : facts.processors;
-  for (; blocks <= facts.processors; ++blocks) {
+  blocks = blocks < device.processors ? blocks : device.processors;
+  for (; blocks <= device.processors; ++blocks) {
     plan.blocks = blocks;
     plan.units = (s.hidden + blocks - 1) / blocks;
     plan.words = (s.vocabulary + blocks - 1) / blocks;
     plan.shared_bytes = decode_shared_bytes(s, plan);
-    if (plan.shared_bytes <= facts.shared_per_block) return plan;
+    if (plan.shared_bytes <= device.shared_per_block) return plan;
   }
   plan.refusal = "the weights do not fit into the shared memory of all processors";
   return plan;
@@ -93,10 +93,9 @@ struct DecodeArgs {
   void *h_n = nullptr, *c_n = nullptr;  // [L, N, H], [L, N, (S-1)*H] storage
 };
 
-// One storage type each, for cells whose step needs gates and state alone.
+// Of one storage type, for pointwise cells: the build compiles decode.cu for each.
 // cudaErrorCooperativeLaunchTooLarge where the grid cannot be co-resident.
-int launch_decode_float32(Cell cell, const DecodeArgs& args, void* stream);
-int launch_decode_half(Cell cell, const DecodeArgs& args, void* stream);
-int launch_decode_bfloat16(Cell cell, const DecodeArgs& args, void* stream);
+template <Dtype dtype>
+int launch_decode_as(Cell cell, const DecodeArgs& args, void* stream);
 
 }  // namespace seqkernels

@@ -201,12 +201,4 @@ struct Backward {
   }
 };
 
-template <typename M, bool kStacked>
-int launch_backward(Cell cell, const SequenceArgs& a, void* stream) {
-  return visit(cell, [&](auto type) {
-    using C = typename decltype(type)::type;
-    return launch_policy<Backward<C, typename M::scalar, kStacked>, M>(a, stream);
-  });
-}
-
 }  // namespace seqkernels

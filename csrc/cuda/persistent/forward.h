@@ -173,12 +173,4 @@ struct Forward {
   }
 };
 
-template <typename M>
-int launch_forward(Cell cell, const SequenceArgs& a, void* stream) {
-  return visit(cell, [&](auto type) {
-    using C = typename decltype(type)::type;
-    return launch_policy<Forward<C, typename M::scalar>, M>(a, stream);
-  });
-}
-
 }  // namespace seqkernels

@@ -63,12 +63,6 @@ SK_DEVICE void put(void* p, int64_t i, float x) {
   if (p != nullptr) static_cast<scalar_t*>(p)[i] = sk::from_float<scalar_t>(x);
 }
 
-// Where state `j` of a row lies in its tensor, which holds h or all others side by side.
-template <typename C>
-SK_DEVICE int64_t state_at(int64_t row, int j, int hidden, int unit) {
-  return (j == 0 ? row : row * kOtherStates<C> + j - 1) * hidden + unit;
-}
-
 // Vectors `first` to `first` + `count` of `from`, of the block's units; zeros beyond the layer. A
 // block barrier must follow.
 template <typename scalar_t>

@@ -11,34 +11,21 @@
 namespace seqkernels {
 
 // Number formats. `scalar` is what tensors hold, `element` what the product reads.
-struct HalfMath {
-  using scalar = __half;
-  using element = __half;
-  static constexpr Math kMath = Math::kHalf;
+template <Math math>
+struct Format {
+  static constexpr Math kMath = math;
+  using scalar =
+      std::conditional_t<math == Math::kHalf, __half,
+                         std::conditional_t<math == Math::kBFloat16, __nv_bfloat16, float>>;
+  using element = std::conditional_t<math == Math::kTf32, uint32_t, scalar>;
+  // Not of strict float32, whose products are multiply-adds.
   SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    sk::mma_m16n8k16<__half>(d, a, b);
+    if constexpr (math == Math::kTf32) {
+      sk::mma_m16n8k8_tf32(d, a, b);
+    } else {
+      sk::mma_m16n8k16<element>(d, a, b);
+    }
   }
-};
-struct BFloat16Math {
-  using scalar = __nv_bfloat16;
-  using element = __nv_bfloat16;
-  static constexpr Math kMath = Math::kBFloat16;
-  SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    sk::mma_m16n8k16<__nv_bfloat16>(d, a, b);
-  }
-};
-struct Tf32Math {
-  using scalar = float;
-  using element = uint32_t;
-  static constexpr Math kMath = Math::kTf32;
-  SK_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    sk::mma_m16n8k8_tf32(d, a, b);
-  }
-};
-struct Float32Math {
-  using scalar = float;
-  using element = float;
-  static constexpr Math kMath = Math::kFloat32;
 };
 
 template <typename M>

@@ -54,8 +54,8 @@ inline double predict(const PlanRequest& r, const Plan& p) {
   }
   // Groups beyond what the chip holds at once run afterwards.
   const int at_once = p.exchange == Exchange::kCluster && p.blocks == 16
-                          ? std::max(1, r.processors / 18)
-                          : std::max(1, r.processors / p.blocks);
+                          ? std::max(1, r.device.processors / 18)
+                          : std::max(1, r.device.processors / p.blocks);
   return ns * ceil_div(p.slices * p.parts, at_once);
 }
 

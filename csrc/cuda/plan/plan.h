@@ -6,15 +6,14 @@
 namespace seqkernels {
 namespace plan_detail {
 
-constexpr const char* kTooManyRows = "a block would own more gate rows than its warps can hold";
-
 // Groups of `blocks` blocks that are surely resident together. Without an answer of the device:
 // the processors of a chip share out into parts of at most 18, a cluster lies in one of them.
 inline int resident_groups(const PlanRequest& r, Exchange exchange, int blocks) {
-  if (exchange != Exchange::kCluster) return r.processors / blocks;
+  if (exchange != Exchange::kCluster) return r.device.processors / blocks;
   int size = 0;
   while (2 << size < blocks) ++size;
-  return r.clusters[size] > 0 ? r.clusters[size] : r.processors / 18 * (16 / blocks);
+  return r.device.clusters[size] > 0 ? r.device.clusters[size]
+                                     : r.device.processors / 18 * (16 / blocks);
 }
 
 // The geometry of one product over pieces of `chunks` chunks; false where it has too many rows.
@@ -31,20 +30,21 @@ inline bool cut(Phase* f, int units, int chunks, int pieces, int in_registers) {
   return true;
 }
 
-// Fills in what follows from units, blocks, rows and exchange; false where it cannot be held.
-inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
-  Plan& p = *plan;
-  p.math = r.math;
-  const int size = element_bytes(r.math), per_chunk = kChunkBytes / size;
-  p.hidden = static_cast<int>(r.hidden);
-  p.batch = static_cast<int>(r.batch);
-  p.rows_padded = round_up(p.rows, 8);
-  p.slices = ceil_div(p.batch, p.rows);
+// Cuts up the products; false where a block cannot hold them. `active` becomes the largest number
+// of warps with a product.
+inline bool cut_products(const PlanRequest& r, PlanLayout* layout, int* active, std::string* why) {
+  PlanLayout& p = *layout;
+  const int per_chunk = kChunkBytes / element_bytes(r.math);
+  const auto cut_one = [&](Phase& f, int chunks, int pieces, int in_registers) {
+    if (!cut(&f, p.units, chunks, pieces, in_registers)) {
+      *why = "a block would own more gate rows than its warps can hold";
+      return false;
+    }
+    *active = std::max(*active, f.row_tiles * f.k_splits);
+    return true;
+  };
   p.phases = set_phases(r.cell, r.backward, p.phase);
-  const CellFacts& cell = facts(r.cell);
   const int in_registers = register_tiles(r.math, p.phases, r.backward && r.stacked);
-
-  int offset = 0, slice_bytes = 0, active = 0, widest = 0;
   for (int i = 0; i < p.phases; ++i) {
     Phase& f = p.phase[i];
     const int chunks = p.peers * f.in_width * p.units / per_chunk;
@@ -53,85 +53,102 @@ inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
       *why = "a piece would end within a tile";
       return false;
     }
-    if (!cut(&f, p.units, chunks, p.pieces, in_registers)) {
-      *why = kTooManyRows;
-      return false;
-    }
-    active = std::max(active, f.row_tiles * f.k_splits);
-    p.piece_bytes = std::max(p.piece_bytes, 2 * f.piece_tiles * p.rows_padded * kChunkBytes);
-    widest = std::max(widest, f.out_width);
+    if (!cut_one(f, chunks, p.pieces, in_registers)) return false;
   }
-  p.parts = r.parts;
-  p.stacked = r.stacked;
-  if (r.stacked) {
-    // Forward the layer below feeds its h to all own gates, backward the layer above the gradients
-    // of all its gates to the own units, gate after gate.
-    Phase& f = p.feed;
-    (r.backward ? f.in_width : f.row_gates) = cell.gates;
-    f.span = p.blocks * p.units;
-    const int tiles = ceil_div(f.in_width * f.span / per_chunk, 2);
-    if (!cut(&f, p.units, 2 * ceil_div(tiles, f.pieces), f.pieces, 0)) {
-      *why = kTooManyRows;
-      return false;
-    }
-    active = std::max(active, f.row_tiles * f.k_splits);
+  if (!r.stacked) return true;
+  // Forward the layer below feeds its h to all own gates, backward the layer above the gradients of
+  // all its gates to the own units, gate after gate.
+  Phase& f = p.feed;
+  (r.backward ? f.in_width : f.row_gates) = facts(r.cell).gates;
+  f.span = p.blocks * p.units;
+  const int tiles = ceil_div(f.in_width * f.span / per_chunk, 2);
+  return cut_one(f, 2 * ceil_div(tiles, f.pieces), f.pieces, 0);
+}
+
+// Gives everything its place in shared memory.
+inline void place(const PlanRequest& r, int active, Plan* plan) {
+  Plan& p = *plan;
+  const int per_chunk = kChunkBytes / element_bytes(r.math), gates = facts(r.cell).gates;
+  const auto chunk_rows = [&](int chunks) { return chunks * p.rows_padded * kChunkBytes; };
+  int widest = 0;
+  for (int i = 0; i < p.phases; ++i) {
+    p.piece_bytes = std::max(p.piece_bytes, chunk_rows(2 * p.phase[i].piece_tiles));
+    widest = std::max(widest, p.phase[i].out_width);
   }
-  slice_bytes = widest * p.units / per_chunk * p.rows_padded * kChunkBytes;
+  const int slice_bytes = chunk_rows(widest * p.units / per_chunk);
   p.input_bytes = p.piece_bytes;
   if (p.pieces > 1) {
     p.own_offset = 2 * p.piece_bytes;
     p.input_bytes = p.own_offset + slice_bytes;
   }
+  int offset = 0;
+  const auto take = [&](int bytes) {
+    const int at = offset;
+    offset += bytes;
+    return at;
+  };
+  take(p.input_bytes * (p.exchange == Exchange::kCluster ? 2 : 1));
+  for (int i = 0; i < p.phases; ++i) p.phase[i].weight_offset = take(weight_bytes(p.phase[i]));
+  if (r.stacked) {
+    p.feed_offset = take(chunk_rows(2 * p.feed.piece_tiles));
+    p.feed.weight_offset = take(weight_bytes(p.feed));
+  }
+  p.partial_pitch = p.rows_padded + 4;  // keeps the readers of one row off one bank
+  p.partial_offset = take(active * kTileRows * p.partial_pitch * 4);
+  const int bias_rows = gates + facts(r.cell).parameters + (r.stacked ? gates : 0);
+  p.bias_offset = take(round_up(bias_rows * p.units * 4, 16));
+  p.barrier_offset = take(16);
+  p.shared_bytes = offset;
+  if (p.exchange == Exchange::kL2) p.words = ceil_div(slice_bytes, kWordData);
+}
+// In global memory, of blocks that are all resident.
+inline void place_exchange(Plan* plan) {
+  Plan& p = *plan;
+  const int blocks = p.parts * p.slices * p.blocks;
+  p.flags_offset = 2 * blocks * p.words * kWordBytes;
+  p.exchange_bytes = p.flags_offset + (p.stacked != 0 ? 4 * blocks : 0);
+}
+
+// Whether blocks that wait for each other would all be resident. The groups of a cluster launch
+// need not be, unless they are layers; those of a cooperative launch are, since none is made
+// otherwise.
+inline bool is_resident(const PlanRequest& r, const Plan& p, std::string* why) {
+  const bool waits = p.exchange == Exchange::kL2 || r.stacked;
+  const int groups = waits ? p.slices * p.parts : 1;
+  if (waits ? groups <= resident_groups(r, p.exchange, p.blocks)
+            : p.blocks <= r.device.processors) {
+    return true;
+  }
+  *why = "its " + std::to_string(int64_t(p.blocks) * groups) +
+         " blocks would not all be resident on " + std::to_string(r.device.processors) +
+         " multiprocessors";
+  return false;
+}
+
+// Fills in what follows from units, blocks, rows and exchange; false where it cannot be held.
+inline bool complete(const PlanRequest& r, Plan* plan, std::string* why) {
+  Plan& p = *plan;
+  p.hidden = static_cast<int>(r.hidden), p.batch = static_cast<int>(r.batch);
+  p.parts = r.parts, p.stacked = r.stacked;
+  p.rows_padded = round_up(p.rows, 8);
+  p.slices = ceil_div(p.batch, p.rows);
+  int active = 0;
+  if (!cut_products(r, &p, &active, why)) return false;
   p.warps = std::min(kMaxWarps, std::max(active, ceil_div(p.units * p.rows, 32 * kPerThread)));
   if (p.units * p.rows > p.warps * 32 * kPerThread) {
     *why = "a block's threads cannot hold the state of so many rows";
     return false;
   }
-
-  offset = p.input_bytes * (p.exchange == Exchange::kCluster ? 2 : 1);
-  for (int i = 0; i < p.phases; ++i) {
-    p.phase[i].weight_offset = offset;
-    offset += weight_bytes(p.phase[i]);
-  }
-  if (r.stacked) {
-    p.feed_offset = offset;
-    offset += 2 * p.feed.piece_tiles * p.rows_padded * kChunkBytes;
-    p.feed.weight_offset = offset;
-    offset += weight_bytes(p.feed);
-  }
-  p.partial_offset = offset;
-  p.partial_pitch = p.rows_padded + 4;  // floats; keeps the readers of one row off one bank
-  offset += active * kTileRows * p.partial_pitch * 4;
-  p.bias_offset = offset;
-  const int bias_rows = cell.gates + cell.parameters + (r.stacked ? cell.gates : 0);
-  offset += round_up(bias_rows * p.units * 4, 16);
-  p.barrier_offset = offset;
-  p.shared_bytes = offset + 16;
-  if (p.shared_bytes > r.shared_per_block) {
+  place(r, active, &p);
+  if (p.shared_bytes > r.device.shared_per_block) {
     *why = (r.stacked ? "the weights of all layers do not fit on chip: a block would need "
                       : "the recurrent weights do not fit on chip: a block would need ") +
            std::to_string(p.shared_bytes >> 10) + " KB of shared memory and has " +
-           std::to_string(r.shared_per_block >> 10);
+           std::to_string(r.device.shared_per_block >> 10);
     return false;
   }
-  // Blocks that wait for each other must all be resident. The groups of a cluster launch need not,
-  // unless they are layers; those of a cooperative launch are, since none is made otherwise.
-  const bool waits = p.exchange == Exchange::kL2 || r.stacked;
-  const int groups = waits ? p.slices * p.parts : 1;
-  if (waits ? groups > resident_groups(r, p.exchange, p.blocks) : p.blocks > r.processors) {
-    *why = "its " + std::to_string(int64_t(p.blocks) * groups) +
-           " blocks would not all be resident on " + std::to_string(r.processors) +
-           " multiprocessors";
-    return false;
-  }
-  if (p.exchange == Exchange::kL2) {
-    p.words = ceil_div(slice_bytes, kWordData);
-    p.exchange_bytes = int64_t(2) * p.parts * p.slices * p.blocks * p.words * kWordBytes;
-  }
-  if (r.stacked) {
-    p.flags_offset = static_cast<int>(p.exchange_bytes);
-    p.exchange_bytes += int64_t(4) * p.parts * p.slices * p.blocks;
-  }
+  if (!is_resident(r, p, why)) return false;
+  place_exchange(&p);
   return true;
 }
 
@@ -172,7 +189,7 @@ inline Planned make_plan(const PlanRequest& r) {
     const int hidden = static_cast<int>(r.hidden), batch = static_cast<int>(r.batch);
     for (int rows = std::min(8, batch); rows <= 128; rows += 8) {
       const int own = std::min(rows, batch);
-      for (int units = 8; units <= r.max_units; units += 8) {
+      for (int units = 8; units <= r.device.max_units; units += 8) {
         const int blocks = ceil_div(hidden, units);
         if (blocks == 1) {
           consider(Exchange::kNone, units, 1, own, 1);
@@ -185,9 +202,9 @@ inline Planned make_plan(const PlanRequest& r) {
           if (ceil_div(blocks, peers) == pieces) consider(Exchange::kL2, units, blocks, own, peers);
         }
       }
-      for (int blocks = 2; blocks <= r.max_cluster; blocks *= 2) {
+      for (int blocks = 2; blocks <= r.device.max_cluster; blocks *= 2) {
         const int units = round_up(ceil_div(hidden, blocks), 8);
-        if (units <= r.max_units && ceil_div(hidden, units) > blocks / 2) {
+        if (units <= r.device.max_units && ceil_div(hidden, units) > blocks / 2) {
           consider(Exchange::kCluster, units, blocks, own, blocks);
         }
       }
@@ -220,14 +237,14 @@ inline Planned make_joint_plan(const PlanRequest& r) {
   return joint;
 }
 
-inline std::string to_string(const Plan& p) {
+inline std::string to_string(Math math, const Plan& p) {
   const char* names[] = {"no exchange", "exchange in a cluster", "exchange through L2"};
   const char* maths[] = {"float16", "bfloat16", "TF32", "float32"};
   const std::string text =
       (p.stacked      ? std::to_string(p.parts) + " layers in one launch, each "
        : p.parts == 2 ? std::string("both directions in one launch, each ")
                       : std::string()) +
-      std::string(maths[static_cast<int>(p.math)]) + " products, " + std::to_string(p.blocks) +
+      std::string(maths[static_cast<int>(math)]) + " products, " + std::to_string(p.blocks) +
       " blocks of " + std::to_string(p.units) + " units and " + std::to_string(p.warps) +
       " warps, " + std::to_string(p.slices) + (p.slices == 1 ? " slice of " : " slices of ") +
       std::to_string(p.rows) + " rows, " + names[static_cast<int>(p.exchange)] +

@@ -10,26 +10,13 @@
 namespace seqkernels {
 namespace {
 
-// All that a plan depends on: the fields of a request, and the device.
+// All that a plan depends on.
 using Key = std::array<int64_t, 16>;
 Key key_of(const PlanRequest& r, int device) {
-  const int* c = r.clusters;
-  return {static_cast<int64_t>(r.cell),
-          static_cast<int64_t>(r.math),
-          r.backward,
-          r.batch,
-          r.hidden,
-          r.processors,
-          r.shared_per_block,
-          r.max_cluster,
-          r.max_units,
-          r.parts,
-          r.stacked,
-          c[0],
-          c[1],
-          c[2],
-          c[3],
-          device};
+  const DeviceLimits& d = r.device;
+  return {int64_t(r.cell),    int64_t(r.math), r.backward,    r.batch, r.hidden,  d.processors,
+          d.shared_per_block, d.max_cluster,   d.max_units,   r.parts, r.stacked, d.clusters[0],
+          d.clusters[1],      d.clusters[2],   d.clusters[3], device};
 }
 
 // Sizes that change with every call fill it; then it starts anew.
@@ -112,16 +99,6 @@ std::string persistent_refusal(PlanRequest request, const CallShape& call, int d
 void forget_plans() {
   const std::unique_lock<std::shared_mutex> lock(mutex);
   plans.clear();
-}
-
-PlanRequest request_for(const DeviceFacts& facts) {
-  PlanRequest request;
-  request.processors = facts.processors;
-  request.shared_per_block = facts.shared_per_block;
-  request.max_cluster = facts.max_cluster;
-  request.max_units = facts.max_units;
-  std::copy_n(facts.clusters, 4, request.clusters);
-  return request;
 }
 
 }  // namespace seqkernels

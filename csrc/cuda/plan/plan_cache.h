@@ -33,7 +33,4 @@ std::string persistent_refusal(PlanRequest request, const CallShape& call, int d
 // Forgets all plans. For tests, whose devices change.
 void forget_plans();
 
-// What a device's facts say to a planner.
-PlanRequest request_for(const DeviceFacts& facts);
-
 }  // namespace seqkernels

@@ -69,26 +69,49 @@ struct Phase {
   int weight_offset = 0;
 };
 
-// What a kernel needs to know; sizes and offsets of shared memory in bytes.
-struct Plan {
-  int64_t exchange_bytes = 0;  // global memory
-  Math math = Math::kHalf;
+// How a shape is cut up.
+struct PlanLayout {
   int hidden = 0, batch = 0;
-  Exchange exchange = Exchange::kNone;
   int units = 0, blocks = 0, slices = 0;
   int rows = 0, rows_padded = 0;  // batch rows of a slice, and rounded up to 8
-  int warps = 0, phases = 1;
-  Phase phase[kMaxPhases];
-  int input_bytes = 0;  // the exchanged values of a whole group, or what the pieces need
-  int pieces = 1, peers = 0, piece_bytes = 0;
-  int own_offset = 0;  // with pieces: where a block puts the values that it publishes
-  int partial_offset = 0, partial_pitch = 0, bias_offset = 0, barrier_offset = 0;
-  int shared_bytes = 0;
-  int words = 0;  // of one block's slice, exchange through L2
   int parts = 1, stacked = 0;
-  Phase feed;            // stacked: the product of what a neighbour feeds in
-  int feed_offset = 0;   // what it reads, in shared memory
+  int pieces = 1, peers = 0;
+  int phases = 1;
+  Phase phase[kMaxPhases];
+  Phase feed;  // stacked: the product of what a neighbour feeds in
+};
+
+// Where things lie: in a block's shared memory, and in the global memory of an exchange through L2.
+// Offsets and sizes in bytes.
+struct PlanStorage {
+  int input_bytes = 0;  // the exchanged values of a whole group, or what the pieces need
+  int piece_bytes = 0;
+  int own_offset = 0;   // with pieces: where a block puts the values that it publishes
+  int feed_offset = 0;  // stacked: what the product of the feed reads
+  int partial_offset = 0, partial_pitch = 0;  // sums of the warps; floats of a row of them
+  int bias_offset = 0, barrier_offset = 0;
+  int shared_bytes = 0;
+  int words = 0;         // of one block's slice, exchange through L2
   int flags_offset = 0;  // in the exchange memory: steps that each block of a layer has put out
+  int exchange_bytes = 0;
+};
+
+struct PlanLaunch {
+  Exchange exchange = Exchange::kNone;
+  int warps = 0;
+};
+
+// What a kernel needs to know of its plan.
+struct Plan : PlanLayout, PlanStorage, PlanLaunch {};
+
+// What plans for a device depend on; by default an H100.
+struct DeviceLimits {
+  int processors = 132;              // multiprocessors
+  int shared_per_block = 227 << 10;  // bytes a block may use
+  int max_cluster = 16;              // 1 where there are no clusters
+  int max_units = 256;               // of a block; tests lower it to cut small layers up, too
+  // Clusters of 2, 4, 8 and 16 blocks that are resident together; 0 where nobody has asked.
+  int clusters[4] = {};
 };
 
 struct PlanRequest {
@@ -96,14 +119,9 @@ struct PlanRequest {
   Math math = Math::kHalf;
   bool backward = false;
   int64_t batch = 0, hidden = 0;
-  int processors = 132;              // multiprocessors
-  int shared_per_block = 227 << 10;  // bytes a block may use
-  int max_cluster = 16;              // 1 where there are no clusters
-  int max_units = 256;               // of a block; tests lower it to cut small layers up, too
-  int parts = 1;                     // recurrences of the launch
-  bool stacked = false;              // they are layers; otherwise directions
-  // Clusters of 2, 4, 8 and 16 blocks that are resident together; 0 where nobody has asked.
-  int clusters[4] = {};
+  int parts = 1;         // recurrences of the launch
+  bool stacked = false;  // they are layers; otherwise directions
+  DeviceLimits device;
 };
 
 struct Planned {

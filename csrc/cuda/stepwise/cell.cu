@@ -20,11 +20,6 @@ SK_DEVICE bool is_alive(const Args& a, const Place& at) {
 SK_DEVICE int64_t vector_at(const Place& at, int64_t hidden, int count, int k) {
   return (at.row * count + k) * hidden + at.unit;
 }
-// The same for state `j`, in a tensor of h or of all others.
-template <typename C>
-SK_DEVICE int64_t state_at(const Place& at, int64_t hidden, int j) {
-  return j == 0 ? vector_at(at, hidden, 1, 0) : vector_at(at, hidden, kOtherStates<C>, j - 1);
-}
 
 template <typename C, int kStage, typename scalar_t, int V>
 __global__ void __launch_bounds__(256) cell_forward_kernel(CellForwardArgs a) {
@@ -42,7 +37,7 @@ __global__ void __launch_bounds__(256) cell_forward_kernel(CellForwardArgs a) {
 #pragma unroll
   for (int j = 0; j < C::kStates; ++j) {
     const auto state = [&](S& s) -> acc_t& { return s.state[j]; };
-    const int64_t i = state_at<C>(at, a.hidden, j);
+    const int64_t i = state_at<C>(at.row, j, a.hidden, at.unit);
     if (a.h != nullptr) {
       load_each<scalar_t>(step, state, reset ? nullptr : j == 0 ? a.h : a.c, i);
     } else {
@@ -113,7 +108,7 @@ __global__ void __launch_bounds__(256) cell_forward_kernel(CellForwardArgs a) {
     for (int j = 0; j < C::kStates; ++j) {
       const auto state = [&](const S& s) { return s.state[j]; };
       const auto new_state = [&](const S& s) { return s.new_state[j]; };
-      const int64_t i = state_at<C>(at, a.hidden, j);
+      const int64_t i = state_at<C>(at.row, j, a.hidden, at.unit);
       store_each<acc_t>(j == 0 ? a.carry_h : a.carry_c, i, step, state);
       if (j == 0) store_each<scalar_t>(a.h_next, i, step, state);
       store_each<scalar_t>(j == 0 ? a.output : a.c_sequence, i, step, new_state);
@@ -143,7 +138,8 @@ __global__ void __launch_bounds__(256) cell_backward_kernel(CellBackwardArgs a) 
 #pragma unroll
   for (int j = 0; j < C::kStates; ++j) {
     const auto grad = [&](S& s) -> acc_t& { return s.grad_state[j]; };
-    load_each<acc_t>(step, grad, j == 0 ? a.carry_h : a.carry_c, state_at<C>(at, a.hidden, j));
+    load_each<acc_t>(step, grad, j == 0 ? a.carry_h : a.carry_c,
+                     state_at<C>(at.row, j, a.hidden, at.unit));
   }
   if (kBegins) {
     acc_t recurrent[V];
@@ -154,7 +150,7 @@ __global__ void __launch_bounds__(256) cell_backward_kernel(CellBackwardArgs a) 
   if (alive) {
 #pragma unroll
     for (int j = 0; j < C::kStates; ++j) {
-      const int64_t i = state_at<C>(at, a.hidden, j);
+      const int64_t i = state_at<C>(at.row, j, a.hidden, at.unit);
       if (in_set(C::kReadsState, j)) {
         const void* before =
             first ? (j == 0 ? a.first_h : a.first_c) : (j == 0 ? a.previous_h : a.previous_c);
@@ -191,7 +187,7 @@ __global__ void __launch_bounds__(256) cell_backward_kernel(CellBackwardArgs a) 
   }
 #pragma unroll
   for (int j = 0; j < C::kStates; ++j) {
-    const int64_t i = state_at<C>(at, a.hidden, j);
+    const int64_t i = state_at<C>(at.row, j, a.hidden, at.unit);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       if (kEnds && reset) step[v].grad_state[j] = acc_t(0);

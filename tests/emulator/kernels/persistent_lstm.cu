@@ -17,8 +17,8 @@ int prepare(SequenceArgs* a, bool backward, int batch, int hidden, int steps, in
   PlanRequest request;
   request.cell = kCellOf<Lstm>;
   request.backward = backward, request.batch = batch, request.hidden = hidden;
-  request.processors = device.processors, request.max_cluster = device.max_cluster;
-  request.max_units = device.max_units;
+  request.device.processors = device.processors;
+  request.device.max_cluster = device.max_cluster, request.device.max_units = device.max_units;
   const Planned planned = make_plan(request);
   if (!planned.refusal.empty()) return -1;
   a->plan = planned.plan;
@@ -42,7 +42,7 @@ extern "C" int test_persistent_forward(SK_COMMON, const void* gates_x, const voi
   a.weight_hh[0] = weight_hh, a.h_0 = h_0, a.c_0 = c_0, a.lengths = lengths, a.order = order;
   a.exchange = exchange, a.gates_x = gates_x, a.bias_hh[0] = bias_hh, a.output = output;
   a.h_n = h_n, a.c_n = c_n, a.c_sequence = c_sequence, a.saved = saved;
-  return launch_policy<Forward<Lstm, __half>, HalfMath>(a, nullptr);
+  return launch_policy<Forward<Lstm, __half>, Format<Math::kHalf>>(a, nullptr);
 }
 
 extern "C" int test_persistent_backward(SK_COMMON, const void* grad_output, const void* grad_h_n,
@@ -57,5 +57,5 @@ extern "C" int test_persistent_backward(SK_COMMON, const void* grad_output, cons
   a.grad_c_n = grad_c_n, a.grad_c_sequence = grad_c_sequence, a.output = output;
   a.c_sequence = c_sequence, a.saved = saved, a.grad_gates_x = grad_gates_x;
   a.grad_h_0 = grad_h_0, a.grad_c_0 = grad_c_0;
-  return launch_policy<Backward<Lstm, __half>, HalfMath>(a, nullptr);
+  return launch_policy<Backward<Lstm, __half>, Format<Math::kHalf>>(a, nullptr);
 }

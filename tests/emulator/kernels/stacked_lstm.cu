@@ -16,8 +16,7 @@ int prepare(SequenceArgs* a, bool backward, const Sizes& s) {
   PlanRequest request;
   request.cell = kCellOf<Lstm>;
   request.backward = backward, request.batch = s.batch, request.hidden = s.hidden;
-  request.processors = s.processors, request.shared_per_block = s.shared_per_block;
-  request.max_cluster = s.max_cluster, request.max_units = s.max_units;
+  request.device = {s.processors, s.shared_per_block, s.max_cluster, s.max_units};
   request.parts = 3, request.stacked = true;
   const Planned planned = make_plan(request);
   if (!planned.refusal.empty()) return -1;
@@ -49,7 +48,7 @@ extern "C" int test_layers_forward(SK_COMMON, const void* gates_x, void* output,
   SK_SET(false);
   a.gates_x = gates_x, a.output = output, a.h_n = h_n, a.c_n = c_n;
   a.c_sequence = c_sequence, a.saved = saved;
-  return launch_policy<Forward<Lstm, __half>, HalfMath>(a, nullptr);
+  return launch_policy<Forward<Lstm, __half>, Format<Math::kHalf>>(a, nullptr);
 }
 
 extern "C" int test_layers_backward(SK_COMMON, const void* grad_output, const void* grad_h_n,
@@ -60,5 +59,5 @@ extern "C" int test_layers_backward(SK_COMMON, const void* grad_output, const vo
   a.grad_output = grad_output, a.grad_h_n = grad_h_n, a.grad_c_n = grad_c_n;
   a.grad_c_sequence = grad_c_sequence, a.output = output, a.c_sequence = c_sequence;
   a.saved = saved, a.grad_gates_x = grad_gates_x, a.grad_h_0 = grad_h_0, a.grad_c_0 = grad_c_0;
-  return launch_policy<Backward<Lstm, __half, true>, HalfMath>(a, nullptr);
+  return launch_policy<Backward<Lstm, __half, true>, Format<Math::kHalf>>(a, nullptr);
 }

@@ -1,6 +1,5 @@
-// The tables of kernels of one instruction set. A source that includes this defines SK_ISA, the
-// name of the set, and is compiled with its flags.
-#pragma once
+// The tables of kernels of one instruction set. The build compiles this for each: SK_ISA is its
+// name.
 #include "cpu/products/few_rows.h"
 #include "cpu/products/rows_product.h"
 #include "cpu/sequence/backward.h"

@@ -1,7 +1,8 @@
-// The phases of greedy decoding for one instruction set, SK_ISA: a layer, the projection with its
-// arg-max, and the choice among the chunks of the vocabulary, for pointwise cells.
-#pragma once
+// The phases of greedy decoding, for pointwise cells: a layer, the projection with its arg-max, and
+// the choice among the shares of the vocabulary. The build compiles this for every instruction set:
+// SK_ISA is its name.
 #include "cpu/decode/decode.h"
+
 #include "cpu/products/few_rows.h"
 
 namespace seqkernels {
@@ -146,15 +147,15 @@ SK_ALWAYS T lane_sum(Vec<T> x) {
 }
 
 template <typename T>
-void decode_project(const Decode& d, int64_t chunk, int64_t p0, int64_t p1) {
+void decode_project(const Decode& d, int64_t share, int64_t p0, int64_t p1) {
   using V = Vec<T>;
   constexpr int kLanes = V::kLanes;
   constexpr int64_t kWidth = kWordVectors * kLanes;
   alignas(64) T logits[kSlots * kWidth];
   const T* h = static_cast<const T*>(d.new_h[d.layers - 1]);
-  T* best = static_cast<T*>(d.best) + chunk * d.capacity;
-  T* sum = static_cast<T*>(d.sum) + chunk * d.capacity;
-  int64_t* word = d.word + chunk * d.capacity;
+  T* best = static_cast<T*>(d.best) + share * d.capacity;
+  T* sum = static_cast<T*>(d.sum) + share * d.capacity;
+  int64_t* word = d.word + share * d.capacity;
   for (int64_t s = 0; s < d.rows; ++s) best[s] = T(kPadding), word[s] = p0 * kWidth, sum[s] = T(0);
   for (int64_t p = p0; p < p1; ++p)
     for (int64_t first = 0; first < d.rows; first += kSlots) {
@@ -186,16 +187,16 @@ void decode_project(const Decode& d, int64_t chunk, int64_t p0, int64_t p1) {
 }
 
 template <typename T>
-int64_t decode_choose(const Decode& d, int64_t chunks, int64_t slot, double* log_prob) {
+int64_t decode_choose(const Decode& d, int64_t shares, int64_t slot, double* log_prob) {
   const T *best = static_cast<const T*>(d.best) + slot, *sum = static_cast<const T*>(d.sum) + slot;
   int64_t winner = 0;
-  for (int64_t k = 1; k < chunks; ++k)
+  for (int64_t k = 1; k < shares; ++k)
     if (beats(best[k * d.capacity], best[winner * d.capacity])) winner = k;
   if (d.scores) {
     // log p = logit - log sum exp(logits), and the winner's logit is the reference of the sum.
     const T high = best[winner * d.capacity];
     double total = 0;
-    for (int64_t k = 0; k < chunks; ++k)
+    for (int64_t k = 0; k < shares; ++k)
       if (sum[k * d.capacity] != T(0))
         total += sum[k * d.capacity] * std::exp(double(best[k * d.capacity]) - double(high));
     // Without a finite largest logit there is no probability: NaN, as log_softmax has it.

@@ -1,3 +1,0 @@
-// Greedy decoding for one instruction set: see decode/kernels.h.
-#define SK_ISA avx512
-#include "cpu/decode/kernels.h"

@@ -1,2 +1,0 @@
-#define SK_ISA avx2
-#include "cpu/isa/table.h"

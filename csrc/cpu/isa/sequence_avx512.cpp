@@ -1,2 +1,0 @@
-#define SK_ISA avx512
-#include "cpu/isa/table.h"

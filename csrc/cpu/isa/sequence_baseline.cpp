@@ -1,2 +1,0 @@
-#define SK_ISA baseline
-#include "cpu/isa/table.h"
