@@ -204,24 +204,15 @@ void store_relaxed_128(Word* p, const Word* value, Place place) {
   perhaps_preempt("store_relaxed", place);
 }
 
-template <int N, bool kTrans>
+template <int N>
 void ldmatrix(uint32_t (&r)[N], const void* row, Place place) {
   const Fiber& fiber = *current;
   if (fiber.lane < 8 * N) check_shared(row, 16, "ldmatrix", place);
   Meeting& meeting = meet(~0u, "ldmatrix", place, &row, sizeof(row), true);
   for (int i = 0; i < N; ++i) {
     const char* p;
-    if (kTrans) {
-      uint16_t pair[2];
-      for (int k = 0; k < 2; ++k) {
-        read_slot(meeting, 8 * i + fiber.lane % 4 * 2 + k, &p, sizeof(p));
-        memcpy(&pair[k], p + fiber.lane / 4 * 2, 2);
-      }
-      memcpy(&r[i], pair, 4);
-    } else {
-      read_slot(meeting, 8 * i + fiber.lane / 4, &p, sizeof(p));
-      memcpy(&r[i], p + fiber.lane % 4 * 4, 4);
-    }
+    read_slot(meeting, 8 * i + fiber.lane / 4, &p, sizeof(p));
+    memcpy(&r[i], p + fiber.lane % 4 * 4, 4);
   }
   leave(meeting);
 }
@@ -263,30 +254,6 @@ inline float tanh_approx(float x) {
   float rounded;
   memcpy(&rounded, &bits, 4);
   return rounded;
-}
-template <typename T>
-uint32_t pack2(float low, float high) {
-  T pair[2];
-  if constexpr (std::is_same_v<T, __half>) {
-    pair[0] = __float2half_rn(low), pair[1] = __float2half_rn(high);
-  } else {
-    pair[0] = __float2bfloat16_rn(low), pair[1] = __float2bfloat16_rn(high);
-  }
-  uint32_t word;
-  memcpy(&word, pair, 4);
-  return word;
-}
-template <typename T>
-float2 unpack2(uint32_t word) {
-  float2 pair;
-  if constexpr (std::is_same_v<T, __half>) {
-    pair.x = half_to_float(uint16_t(word)), pair.y = half_to_float(uint16_t(word >> 16));
-  } else {
-    const uint32_t low = word << 16, high = word & 0xffff0000u;
-    memcpy(&pair.x, &low, 4);
-    memcpy(&pair.y, &high, 4);
-  }
-  return pair;
 }
 
 }  // namespace emu

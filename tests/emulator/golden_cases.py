@@ -17,13 +17,11 @@ FLOATS = {"half": torch.float16, "bfloat16": torch.bfloat16}
 def case_ldmatrix(call):
     matrices = torch.arange(256, dtype=torch.int16)
     for count in (1, 2, 4):
-        for trans in (0, 1):
-            words = poisoned(count, 32, dtype=torch.int32)
-            call("test_ldmatrix", matrices, words, count, trans, None)
-            expected = matrices.view(4, 8, 8)[:count]
-            expected = expected.transpose(1, 2) if trans else expected
-            # Lane 4 r + q holds elements 2 q and 2 q + 1 of row r.
-            assert torch.equal(words.view(torch.int16).view(count, 8, 8), expected.contiguous())
+        words = poisoned(count, 32, dtype=torch.int32)
+        call("test_ldmatrix", matrices, words, count, None)
+        # Lane 4 r + q holds elements 2 q and 2 q + 1 of row r.
+        found = words.view(torch.int16).view(count, 8, 8)
+        assert torch.equal(found, matrices.view(4, 8, 8)[:count])
 
 
 def case_mma(call):
@@ -62,7 +60,7 @@ def case_mma_tf32(call):
 def case_functions(call):
     x = torch.cat([torch.linspace(-30, 30, 1000), torch.randn(1000), torch.tensor([0.0, 1e-30])])
     n = len(x)
-    y, bits = poisoned(7, n), poisoned(3, n, dtype=torch.int32)
+    y, bits = poisoned(5, n), poisoned(n, dtype=torch.int32)
     call("test_functions", x, y, bits, n, None)
     wide = x.double()
     assert ((y[0] - wide.exp()) / wide.exp()).abs().max() < 5e-6
@@ -70,18 +68,12 @@ def case_functions(call):
     assert (y[2] - wide.tanh()).abs().max() < 6e-7
     assert (y[3] - wide.tanh()).abs().max() < 2**-10.5
     assert torch.equal(y[4].double(), (wide * wide - 1).float().double())
-    assert torch.equal(y[5], y[4])
-    assert torch.equal(y[6].double(), (2 * wide + 1).float().double())
-    assert torch.equal(bits[0], rounded(x).view(torch.int32))
-    high, low = bits[1].view(torch.float32), bits[2].view(torch.float32)
-    assert torch.equal(high, rounded(x))
-    assert torch.equal(low, rounded(x - rounded(x)))
-    assert (high.double() + low.double() - wide).abs().max() <= 2**-21 * 30
+    assert torch.equal(bits, rounded(x).view(torch.int32))
 
 
 def case_functions_at_the_ends(call):
     x = torch.tensor([float("inf"), -float("inf"), float("nan"), 200.0, -200.0, -88.0])
-    y, bits = poisoned(7, 6), poisoned(3, 6, dtype=torch.int32)
+    y, bits = poisoned(5, 6), poisoned(6, dtype=torch.int32)
     call("test_functions", x, y, bits, 6, None)
     assert y[0, 0] == float("inf") and y[0, 1] == 0 and y[0, 3] == float("inf")
     for row, low in ((1, 0), (2, -1), (3, -1)):
@@ -98,14 +90,10 @@ def case_conversions(call):
             1 + torch.arange(31) * 2**-12,  # ties
         ]
     )
-    n = len(x) // 2 * 2
     for name, dtype in FLOATS.items():
-        packed, unpacked, single = poisoned(n // 2, dtype=torch.int32), poisoned(n), poisoned(n)
-        call(f"test_conversions_{name}", x, packed, unpacked, single, n, None)
-        expected = x[:n].to(dtype)
-        assert torch.equal(packed.view(torch.int16), expected.view(torch.int16))
-        assert torch.equal(unpacked, expected.float())
-        assert torch.equal(single, expected.float())
+        y = poisoned(len(x))
+        call(f"test_conversions_{name}", x, y, len(x), None)
+        assert torch.equal(y, x.to(dtype).float())
 
 
 def case_warp(call):
@@ -131,12 +119,11 @@ def case_clock(call):
 
 
 def case_cp_async(call):
-    x, y = torch.randn(64), poisoned(4, 64)
+    x, y = torch.randn(64), poisoned(3, 64)
     call("test_cp_async", x, y, None)
-    thread = torch.arange(64)
-    assert torch.equal(y[0], torch.where(thread % 3 != 0, x, 0.0))
-    assert torch.equal(y[1], x[thread ^ 33]) and torch.equal(y[2], x[thread ^ 33])
-    assert torch.equal(y[3], x + x)
+    index = torch.arange(64)
+    assert torch.equal(y[0], torch.where(index // 4 % 3 != 0, x, 0.0))
+    assert torch.equal(y[1], x[index ^ 33]) and torch.equal(y[2], x)
 
 
 def case_named_barriers(call):

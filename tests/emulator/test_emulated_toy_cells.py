@@ -10,6 +10,7 @@ import pytest
 import torch
 from emulated_ops import TOYS
 from emulator import SCHEDULES
+from gradients import check_gradients
 from joined import check_directions, check_layers
 from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
 from recording import recorded
@@ -104,6 +105,13 @@ def test_cell(hidden_size, dtype):
 def test_stepwise(cell, case):
     for dtype in DTYPES:
         check_sequence(cell, case, dtype, *pair(f"{cell}_sequence"))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", SPECS)
+def test_stepwise_gradcheck(cell, reverse):
+    """The other kernels have no float64: there the tolerance rule stands for all gradients."""
+    check_gradients(cell, Case(3, 2, 3, reverse=reverse), *pair(f"{cell}_sequence"))
 
 
 @pytest.mark.pairs("cell", "math")

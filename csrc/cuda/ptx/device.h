@@ -123,17 +123,6 @@ SK_DEVICE uint32_t cluster_address(uint32_t address, unsigned rank) {
   return mapped;
 #endif
 }
-// The generic pointer to the same place in block `rank`'s shared memory.
-template <typename T>
-SK_DEVICE T* map_shared_rank(T* p, unsigned rank) {
-#ifdef SK_EMULATE
-  return static_cast<T*>(emu::shared_pointer(emu::cluster_address(emu::shared_address(p), rank)));
-#else
-  uint64_t mapped = 0;
-  SK_PTX90("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(p), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
-#endif
-}
 
 // Clusters.
 

@@ -18,24 +18,6 @@ SK_DEVICE void cp_async_16(void* shared, const void* global, bool valid = true S
                : "memory");
 #endif
 }
-SK_DEVICE void cp_async_8(void* shared, const void* global, bool valid = true SK_AND_PLACE) {
-#ifdef SK_EMULATE
-  emu::cp_async<8>(shared, global, valid, place);
-#else
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 8 : 0)
-               : "memory");
-#endif
-}
-SK_DEVICE void cp_async_4(void* shared, const void* global, bool valid = true SK_AND_PLACE) {
-#ifdef SK_EMULATE
-  emu::cp_async<4>(shared, global, valid, place);
-#else
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 4 : 0)
-               : "memory");
-#endif
-}
 SK_DEVICE void cp_async_commit(SK_PLACE) {
 #ifdef SK_EMULATE
   emu::cp_async_commit(place);
@@ -289,36 +271,13 @@ SK_DEVICE void store_relaxed(Word128* p, Word128 value SK_AND_PLACE) {
 #endif
 }
 
-// Plain accesses with a hint. load_l2 skips the L1 cache; *_once marks data that is used only once.
+// A plain load that skips the L1 cache.
 template <typename T>
 SK_DEVICE T load_l2(const T* p) {
 #ifdef SK_EMULATE
   return *p;
 #else
   return __ldcg(p);
-#endif
-}
-template <typename T>
-SK_DEVICE T load_once(const T* p) {
-#ifdef SK_EMULATE
-  return *p;
-#else
-  return __ldcs(p);
-#endif
-}
-template <typename T>
-SK_DEVICE void store_once(T* p, T value) {
-#ifdef SK_EMULATE
-  *p = value;
-#else
-  __stcs(p, value);
-#endif
-}
-SK_DEVICE void prefetch_l2(const void* p) {
-#ifndef SK_EMULATE
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#else
-  (void)p;
 #endif
 }
 

@@ -24,7 +24,7 @@ template <int N>
 SK_DEVICE void ldmatrix(uint32_t (&r)[N], const void* row SK_AND_PLACE) {
   static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
 #ifdef SK_EMULATE
-  emu::ldmatrix<N, false>(r, row, place);
+  emu::ldmatrix<N>(r, row, place);
 #else
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   if constexpr (N == 1) {
@@ -39,32 +39,6 @@ SK_DEVICE void ldmatrix(uint32_t (&r)[N], const void* row SK_AND_PLACE) {
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  }
-#endif
-}
-// The same, each matrix transposed: lane 4 r + q receives elements r of rows 2 q and 2 q + 1.
-template <int N>
-SK_DEVICE void ldmatrix_trans(uint32_t (&r)[N], const void* row SK_AND_PLACE) {
-  static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
-#ifdef SK_EMULATE
-  emu::ldmatrix<N, true>(r, row, place);
-#else
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  if constexpr (N == 1) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(address)
-                 : "memory");
-  } else if constexpr (N == 2) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address)
                  : "memory");
@@ -121,16 +95,8 @@ SK_DEVICE uint32_t to_tf32(float x) {
   return rounded;
 #endif
 }
-// x = high + low to about 21 bits, both TF32. high high' + high low' + low high' by three mma_tf32
-// is a product with the accuracy of float32, up to the dropped low low' (2^-22).
-SK_DEVICE void split_tf32(float x, uint32_t* high, uint32_t* low) {
-  *high = to_tf32(x);
-  float rounded;
-  memcpy(&rounded, high, 4);
-  *low = to_tf32(x - rounded);
-}
 
-// Strict float32: acc + a b, rounded once, and two of them (one instruction on sm_100).
+// Strict float32: acc + a b, rounded once.
 SK_DEVICE float fma(float a, float b, float acc) {
 #ifdef SK_EMULATE
   return std::fma(a, b, acc);
@@ -138,47 +104,7 @@ SK_DEVICE float fma(float a, float b, float acc) {
   return __fmaf_rn(a, b, acc);
 #endif
 }
-SK_DEVICE float2 fma2(float2 a, float2 b, float2 acc) {
-#if !defined(SK_EMULATE) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  return __ffma2_rn(a, b, acc);
-#else
-  return make_float2(fma(a.x, b.x, acc.x), fma(a.y, b.y, acc.y));
-#endif
-}
 
-// Two 16-bit values in a word, `low` in the low half (the smaller index in memory), and back.
-template <typename T>
-SK_DEVICE uint32_t pack2(float low, float high) {
-#ifdef SK_EMULATE
-  return emu::pack2<T>(low, high);
-#else
-  uint32_t word;
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    memcpy(&word, &pair, 4);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    memcpy(&word, &pair, 4);
-  }
-  return word;
-#endif
-}
-template <typename T>
-SK_DEVICE float2 unpack2(uint32_t word) {
-#ifdef SK_EMULATE
-  return emu::unpack2<T>(word);
-#else
-  if constexpr (std::is_same_v<T, __half>) {
-    __half2 pair;
-    memcpy(&pair, &word, 4);
-    return __half22float2(pair);
-  } else {
-    __nv_bfloat162 pair;
-    memcpy(&pair, &word, 4);
-    return __bfloat1622float2(pair);
-  }
-#endif
-}
 // One value of a storage type (double, float, __half, __nv_bfloat16) from and to float, to nearest.
 template <typename T>
 SK_DEVICE float to_float(T x) {

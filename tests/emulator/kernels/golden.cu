@@ -9,7 +9,7 @@ constexpr int kWarp = 32;
 
 // Fragments. matrices [32, 8] of 16 bits in, words [N, 32] out: 4 matrices of 8x8, one after
 // another.
-template <int N, bool kTrans>
+template <int N>
 __global__ void golden_ldmatrix(const uint16_t* matrices, uint32_t* words) {
   SK_SHARED(shared);
   auto* rows = reinterpret_cast<uint16_t*>(shared);
@@ -17,11 +17,7 @@ __global__ void golden_ldmatrix(const uint16_t* matrices, uint32_t* words) {
   for (int i = 0; i < 8; ++i) rows[lane * 8 + i] = matrices[lane * 8 + i];
   __syncthreads();
   uint32_t r[N];
-  if (kTrans) {
-    sk::ldmatrix_trans(r, rows + lane * 8);
-  } else {
-    sk::ldmatrix(r, rows + lane * 8);
-  }
+  sk::ldmatrix(r, rows + lane * 8);
   for (int i = 0; i < N; ++i) words[i * kWarp + lane] = r[i];
 }
 
@@ -76,7 +72,7 @@ __global__ void golden_mma_tf32(const float* a, const float* b, float* d, int ga
   corner[0] = sum[0], corner[1] = sum[1], corner[64] = sum[2], corner[65] = sum[3];
 }
 
-// x [n] in; every function's results out, y [7, n] and bits [3, n].
+// x [n] in; every function's results out, y [5, n] and bits [n].
 __global__ void golden_functions(const float* x, float* y, uint32_t* bits, int n) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     y[0 * n + i] = sk::exp_fast(x[i]);
@@ -84,25 +80,14 @@ __global__ void golden_functions(const float* x, float* y, uint32_t* bits, int n
     y[2 * n + i] = sk::tanh_fast(x[i]);
     y[3 * n + i] = sk::tanh_approx(x[i]);
     y[4 * n + i] = sk::fma(x[i], x[i], -1.0f);
-    const float2 pair =
-        sk::fma2(make_float2(x[i], 2.0f), make_float2(x[i], x[i]), make_float2(-1.0f, 1.0f));
-    y[5 * n + i] = pair.x;
-    y[6 * n + i] = pair.y;
-    bits[0 * n + i] = sk::to_tf32(x[i]);
-    sk::split_tf32(x[i], &bits[1 * n + i], &bits[2 * n + i]);
+    bits[i] = sk::to_tf32(x[i]);
   }
 }
 
-// x [n] in pairs; packed [n / 2], unpacked [n] and single [n] (through one value of T) out.
+// x [n] in; y [n] out, each through one value of T.
 template <typename T>
-__global__ void golden_conversions(const float* x, uint32_t* packed, float* unpacked, float* single,
-                                   int n) {
-  for (int i = threadIdx.x; i < n / 2; i += blockDim.x) {
-    packed[i] = sk::pack2<T>(x[2 * i], x[2 * i + 1]);
-    const float2 pair = sk::unpack2<T>(packed[i]);
-    unpacked[2 * i] = pair.x, unpacked[2 * i + 1] = pair.y;
-    for (int k = 0; k < 2; ++k) single[2 * i + k] = sk::to_float(sk::from_float<T>(x[2 * i + k]));
-  }
+__global__ void golden_conversions(const float* x, float* y, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = sk::to_float(sk::from_float<T>(x[i]));
 }
 
 // x [32] in, y [10, 32] out.
@@ -128,25 +113,23 @@ __global__ void golden_clock(int64_t* clocks) {
   clocks[kWarp + sk::lane_id()] = sk::clock64();
 }
 
-// x [64] in, y [4, 64] out: copies of 4, 8 and 16 bytes, every third of 4 bytes masked, in groups.
+// x [64] in, y [3, 64] out: copies of 16 bytes in two groups, every third of the first masked.
 __global__ void golden_cp_async(const float* x, float* y) {
   SK_SHARED(shared);
   auto* rows = reinterpret_cast<float*>(shared);
   const int thread = threadIdx.x;
-  sk::cp_async_4(rows + thread, x + thread, thread % 3 != 0);
+  if (thread < 16) sk::cp_async_16(rows + thread * 4, x + thread * 4, thread % 3 != 0);
   sk::cp_async_commit();
-  if (thread < 32) sk::cp_async_8(rows + 64 + thread * 2, x + thread * 2);
+  if (thread < 16) sk::cp_async_16(rows + 64 + thread * 4, x + thread * 4);
   sk::cp_async_commit();
-  if (thread < 16) sk::cp_async_16(rows + 128 + thread * 4, x + thread * 4);
-  sk::cp_async_commit();
-  sk::cp_async_wait<2>();
-  y[thread] = rows[thread];
+  sk::cp_async_wait<1>();
+  if (thread < 16) {
+    for (int i = 0; i < 4; ++i) y[thread * 4 + i] = rows[thread * 4 + i];
+  }
   sk::cp_async_wait<0>();
   __syncthreads();
   y[64 + thread] = rows[64 + (thread ^ 33)];
-  y[128 + thread] = rows[128 + (thread ^ 33)];
-  sk::prefetch_l2(x);
-  sk::store_once(y + 192 + thread, sk::load_l2(x + thread) + sk::load_once(x + thread));
+  y[128 + thread] = sk::load_l2(x + thread);
 }
 
 // x [T] in, y [T] out: warp 0 hands values to warp 1 through one cell, by a pair of named barriers.
@@ -226,11 +209,7 @@ __global__ void golden_cluster(const uint32_t* x, uint32_t* y) {
     sk::store_async(target + 384 + 16 * lane, four, barrier);
     sk::store_cluster(target + 512 + 16 * lane, four);
   }
-  if (lane >= 16) {
-    sk::store_cluster(target + 768 + 4 * lane, own[lane]);
-  } else {
-    *sk::map_shared_rank(rows + 6 * 32 + lane, right) = own[lane];
-  }
+  sk::store_cluster(target + 768 + 4 * lane, own[lane]);
   sk::mbarrier_arrive_cluster(sk::cluster_address(sk::shared_address(&barriers[1]), right));
   while (!sk::mbarrier_try_wait_cluster(&barriers[0], 0)) sk::spin_yield();
   sk::mbarrier_wait_cluster(&barriers[1], 0);
@@ -273,21 +252,15 @@ sk::LaunchConfig config(int blocks, int threads, size_t shared_bytes, void* stre
 
 extern "C" {
 
-int test_ldmatrix(const uint16_t* matrices, uint32_t* words, int n, int trans, void* stream) {
+int test_ldmatrix(const uint16_t* matrices, uint32_t* words, int n, void* stream) {
   const sk::LaunchConfig c = config(1, kWarp, 512, stream);
-  switch (n * 2 + trans) {
+  switch (n) {
+    case 1:
+      return sk::launch(golden_ldmatrix<1>, c, matrices, words);
     case 2:
-      return sk::launch(golden_ldmatrix<1, false>, c, matrices, words);
-    case 3:
-      return sk::launch(golden_ldmatrix<1, true>, c, matrices, words);
+      return sk::launch(golden_ldmatrix<2>, c, matrices, words);
     case 4:
-      return sk::launch(golden_ldmatrix<2, false>, c, matrices, words);
-    case 5:
-      return sk::launch(golden_ldmatrix<2, true>, c, matrices, words);
-    case 8:
-      return sk::launch(golden_ldmatrix<4, false>, c, matrices, words);
-    case 9:
-      return sk::launch(golden_ldmatrix<4, true>, c, matrices, words);
+      return sk::launch(golden_ldmatrix<4>, c, matrices, words);
     default:
       return -1;
   }
@@ -305,15 +278,11 @@ int test_mma_tf32(const float* a, const float* b, float* d, int gather, void* st
 int test_functions(const float* x, float* y, uint32_t* bits, int n, void* stream) {
   return sk::launch(golden_functions, config(1, 64, 0, stream), x, y, bits, n);
 }
-int test_conversions_half(const float* x, uint32_t* packed, float* unpacked, float* single, int n,
-                          void* stream) {
-  return sk::launch(golden_conversions<__half>, config(1, 64, 0, stream), x, packed, unpacked,
-                    single, n);
+int test_conversions_half(const float* x, float* y, int n, void* stream) {
+  return sk::launch(golden_conversions<__half>, config(1, 64, 0, stream), x, y, n);
 }
-int test_conversions_bfloat16(const float* x, uint32_t* packed, float* unpacked, float* single,
-                              int n, void* stream) {
-  return sk::launch(golden_conversions<__nv_bfloat16>, config(1, 64, 0, stream), x, packed,
-                    unpacked, single, n);
+int test_conversions_bfloat16(const float* x, float* y, int n, void* stream) {
+  return sk::launch(golden_conversions<__nv_bfloat16>, config(1, 64, 0, stream), x, y, n);
 }
 int test_warp(const int* x, int* y, void* stream) {
   return sk::launch(golden_warp, config(1, kWarp, 0, stream), x, y);
@@ -322,7 +291,7 @@ int test_clock(int64_t* clocks, void* stream) {
   return sk::launch(golden_clock, config(1, kWarp, 0, stream), clocks);
 }
 int test_cp_async(const float* x, float* y, void* stream) {
-  return sk::launch(golden_cp_async, config(1, 64, 768, stream), x, y);
+  return sk::launch(golden_cp_async, config(1, 64, 512, stream), x, y);
 }
 int test_named_barriers(const int* x, int* y, int T, void* stream) {
   return sk::launch(golden_named_barriers, config(1, 64, 4, stream), x, y, T);

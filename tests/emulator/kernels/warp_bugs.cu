@@ -71,13 +71,13 @@ __global__ void warp_bugs(float* x, int bug) {
       sk::cp_async_wait<0>();
       break;
     case kEarlyReuse:
-      sk::cp_async_4(row + thread, x + thread);
+      if (thread < 16) sk::cp_async_16(row + 4 * thread, x + 4 * thread);
       sk::cp_async_commit();
       row[thread] = 0.0f;
       sk::cp_async_wait<0>();
       break;
     case kCopyAtExit:
-      sk::cp_async_4(row + thread, x + thread);
+      if (thread < 16) sk::cp_async_16(row + 4 * thread, x + 4 * thread);
       sk::cp_async_commit();
       break;
   }
