@@ -51,7 +51,8 @@ py::list cells() {
     for (int s = 0; s < f.stages; ++s) {
       const Stage& stage = f.stage[s];
       stages.append(py::make_tuple(stage.first_gate, stage.gates, members(stage.grads, f.gates),
-                                   members(stage.saves, f.saved)));
+                                   members(stage.saves, f.saved),
+                                   members(stage.parameters, f.parameters)));
     }
     py::dict cell;
     cell["name"] = f.name;

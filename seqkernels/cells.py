@@ -15,12 +15,14 @@ class Stage:
         first_gate, gates: its rows of weight_hh, in units of H.
         grads: gates whose gradients its backward computes.
         saves: saved values that its forward sets.
+        parameters: those whose gradients its backward computes.
     """
 
     first_gate: int
     gates: int
     grads: tuple[int, ...]
     saves: tuple[int, ...]
+    parameters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class CellSpec:
         reads_state, reads_new_state: states that the backward reads, before and after the step.
         separate: gates whose gradient on the recurrent side is not that of the input side.
         operand: of a cell with two stages: what the product of the second read, from the saved
-            values and h before the step, each [rows, H].
+            values and h before the step, each [rows, H]. If it needs more, it is saved.
         runs: of every stage its gates, in the order of their rows; follows from the others.
     """
 
@@ -76,7 +78,8 @@ class CellSpec:
 
     def __post_init__(self):
         if not self.stages:
-            stage = Stage(0, self.gates, tuple(range(self.gates)), tuple(range(self.saved)))
+            all_of = (tuple(range(n)) for n in (self.gates, self.saved, self.parameters))
+            stage = Stage(0, self.gates, *all_of)
             object.__setattr__(self, "stages", (stage,))
         object.__setattr__(self, "runs", tuple(map(self._runs, self.stages)))
 

@@ -69,7 +69,8 @@ STEPS: dict[str, Callable[..., State]] = {
     "rnn_tanh": rnn_tanh_step,
     "rnn_relu": rnn_relu_step,
 }
-# Of a cell whose step has several products: (gates_x, weight_hh, bias_hh, state).
+# Of a cell whose step has several products: (gates_x, weight_hh, bias_hh, state), with the
+# parameters behind the biases.
 WHOLE_STEPS: dict[str, Callable[..., State]] = {"gru_reset_before": gru_reset_before_step}
 
 

@@ -44,6 +44,7 @@ def is_quick(config) -> bool:
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config, items):
     tiers.mark_exhaustive(items)
+    tiers.mark_builds(items)
     tiers.arrange(items)
     left_out, kept, unmet = config.stash[LEFT_OUT], [], []
     for item in items:

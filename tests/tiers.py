@@ -1,9 +1,9 @@
 """Which tests `make test` leaves out, in what order tests run, and what a test needs of a machine.
 
-`make test` runs `-m "not exhaustive"`, `make test-all` and a plain `pytest` run everything. A test
-is exhaustive that is marked so, and so are most parameter sets of every other: as few are kept as
-show every value of every parameter, or with `@pytest.mark.pairs("cell", "dtype")` every pair of
-values of the parameters named.
+`make test` runs `-m "not exhaustive"`, `make test-rest` what that left out, `make test-all` and a
+plain `pytest` everything. A test is exhaustive that is marked so, and so are most parameter sets of
+every other: as few are kept as show every value of every parameter, or with
+`@pytest.mark.pairs("cell", "dtype")` every pair of values of the parameters named.
 """
 
 import importlib
@@ -64,6 +64,8 @@ NEEDS = {
     "espnet": ("espnet", lambda: _not_installed("espnet2")),
 }
 
+# Files whose tests may come out otherwise on a build with the CUDA kernels.
+BUILD_DEPENDENT = ("test_info.py", "test_triton_dispatch.py", "test_explain.py", "test_install.py")
 # Files whose tests of different parameters have nothing in common and take long.
 SPLIT = ("test_triton_compile.py", "test_triton_interpreter.py", "test_cpu_isa.py", "test_alone.py")
 # What takes longest begins first: paths begin so.
@@ -129,6 +131,14 @@ def mark_exhaustive(items: list[pytest.Item]) -> None:
         for index, item in enumerate(sets):
             if index not in kept:
                 item.add_marker(pytest.mark.exhaustive)
+
+
+def mark_builds(items: list[pytest.Item]) -> None:
+    """Mark what depends on whether the extension has its CUDA half."""
+    for item in items:
+        needs = (need for mark in item.iter_markers("needs") for need in mark.args)
+        if "cuda_build" in needs or item.path.name in BUILD_DEPENDENT:
+            item.add_marker(pytest.mark.cuda_build)
 
 
 def _turn(item: pytest.Item) -> int:

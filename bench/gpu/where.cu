@@ -35,7 +35,7 @@ class Product<WithoutProduct, kBackward, kRegisters> {
 template <typename P>
 struct WithoutCell : P {
   template <typename M>
-  SK_DEVICE void compute(const SequenceArgs& a, const Phase&, int, bool, const char*, char* slice) {
+  SK_DEVICE void compute(const SequenceArgs& a, const Phase&, int, bool, const char*, char* values) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = this->element[i];
@@ -46,7 +46,7 @@ struct WithoutCell : P {
 #pragma unroll
         for (int k = 0; k < Lstm::kGates; ++k) {
           v.grad_gates_x[k] = v.saved[k] + sum;
-          stage<M>(a.plan, slice, k, e, v.grad_gates_x[k]);
+          stage<M>(a.plan, values, k, e, v.grad_gates_x[k]);
         }
       } else {
         float sum = 0.0f;
@@ -56,7 +56,7 @@ struct WithoutCell : P {
           sum += v.gates_x[k];
         }
         v.state[0] = v.state[1] = v.new_state[0] = v.new_state[1] = sum;
-        stage<M>(a.plan, slice, 0, e, sum);
+        stage<M>(a.plan, values, 0, e, sum);
       }
     }
   }
@@ -79,7 +79,7 @@ struct WithoutMemory : Format<Math::kHalf> {
   using Policy = WithoutTraffic<P>;
 };
 
-// Blocks neither publish nor wait: nothing can hang. Products read their own slice and zeros.
+// Blocks neither publish nor wait: nothing can hang. Products read their own values and zeros.
 struct WithoutExchange : Whole {};
 
 class NoExchanger : public Exchanger {
@@ -124,9 +124,9 @@ struct StampedPolicy : P {
   }
   template <typename M>
   SK_DEVICE void compute(const SequenceArgs& a, const Phase& f, int phase, bool first,
-                         const char* shared, char* slice) {
+                         const char* shared, char* values) {
     stamps.at(1);
-    P::template compute<M>(a, f, phase, first, shared, slice);
+    P::template compute<M>(a, f, phase, first, shared, values);
     stamps.at(2);
     stamps.next();
   }

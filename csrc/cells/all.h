@@ -75,8 +75,6 @@ struct CellFacts {
 template <typename C>
 constexpr CellFacts make_facts(const char* name) {
   static_assert(kStageCount<C> <= kMaxStages, "a step has at most two products");
-  static_assert(kStageCount<C> == 1 || C::kParameters == 0,
-                "a cell with several stages has no parameters");
   CellFacts facts{name,           C::kGates,         C::kStates,   C::kSaved,
                   C::kParameters, kStageCount<C>,    C::kUsesH,    C::kKept,
                   C::kReadsState, C::kReadsNewState, C::kSeparate, {}};

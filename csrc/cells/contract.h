@@ -43,6 +43,7 @@ struct Stage {
   int first_gate, gates;  // rows of weight_hh, in units of the hidden size
   unsigned grads;         // gates whose gradients this stage's backward computes
   unsigned saves;         // values among `saved` that this stage's forward sets
+  unsigned parameters;    // parameters whose gradients this stage's backward computes
 };
 
 // What is declared unless a cell says otherwise: one stage, nothing kept, nothing read.
@@ -54,7 +55,7 @@ struct CellDefaults {
   static constexpr int kSaved = 0;
   // Vectors of one value per hidden unit beside the biases. They follow these in bias_hh.
   static constexpr int kParameters = 0;
-  static constexpr Stage kStages[] = {{0, gates, ~0u, ~0u}};
+  static constexpr Stage kStages[] = {{0, gates, ~0u, ~0u, ~0u}};
   // Saved values that a later stage of the same step reads.
   static constexpr unsigned kKept = 0;
   // Whether h enters the step beside its products too.

@@ -9,8 +9,8 @@ namespace seqkernels {
 
 struct GruResetBefore : CellDefaults<3, 1> {
   static constexpr int kSaved = 3;
-  static constexpr Stage kStages[] = {{0, 2, set_of(0), set_of(0, 1)},
-                                      {2, 1, set_of(1, 2), set_of(2)}};
+  static constexpr Stage kStages[] = {{0, 2, set_of(0), set_of(0, 1), 0},
+                                      {2, 1, set_of(1, 2), set_of(2), 0}};
   static constexpr unsigned kKept = set_of(1), kReadsState = set_of(0);
 
   template <int kStage, typename T>

@@ -110,10 +110,12 @@ struct SequenceArgs {
   void *grad_h_0 = nullptr, *grad_c_0 = nullptr;
 };
 // Padding would be copied to the device with whatever it holds; gcc 12 clears it in the wrong place
-// under -ftrivial-auto-var-init, which the emulator uses.
+// under -ftrivial-auto-var-init, which the emulator uses. nvcc denies it of any class with two bases.
+#ifndef __CUDACC__
 static_assert(std::has_unique_object_representations_v<CellForwardArgs> &&
               std::has_unique_object_representations_v<CellBackwardArgs> &&
               std::has_unique_object_representations_v<SequenceArgs>);
+#endif
 int launch_persistent(Cell cell, Math math, bool backward, const SequenceArgs& args, void* stream);
 // Of one number format and pass: the build compiles persistent.cu for each.
 enum class Pass { kForward, kBackward, kStackedBackward };

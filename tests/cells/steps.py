@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from seqkernels import reference
-from seqkernels.cells import CELLS, CellSpec
+from seqkernels.cells import CELLS, CellSpec, Stage
 
 
 def leaky_rnn_step(gates_x, gates_h, state, parameters):
@@ -26,6 +26,21 @@ def peephole_lstm_step(gates_x, gates_h, state, parameters):
     return torch.sigmoid(o + parameters[1] * c) * torch.tanh(c), c
 
 
+def scaled_gru_step(gates_x, weight_hh, bias_hh, state):
+    """A GRU with the reset gate before the product; r * h is scaled, and n sees h; gates r, z, n.
+
+    The factors of both follow the bias.
+    """
+    (h,) = state
+    size = h.shape[-1]
+    bias_rz, bias_n, scale, skip = bias_hh.split((2 * size, size, size, size))
+    weight_rz, weight_n = weight_hh.split((2 * size, size))
+    x_rz, x_n = gates_x.split((2 * size, size), dim=-1)
+    r, z = torch.sigmoid(x_rz + reference.F.linear(h, weight_rz, bias_rz)).chunk(2, dim=-1)
+    n = torch.tanh(x_n + reference.F.linear(scale * r * h, weight_n, bias_n) + skip * h)
+    return (n + z * (h - n),)
+
+
 def slstm_step(gates_x, gates_h, state):
     """The sLSTM (Beck et al. 2024, equations 8 to 17), forget gate exponential; i, f, z, o."""
     _, c, n, m = state
@@ -39,6 +54,7 @@ def slstm_step(gates_x, gates_h, state):
 
 
 STEPS = {"leaky_rnn": leaky_rnn_step, "peephole_lstm": peephole_lstm_step, "slstm": slstm_step}
+WHOLE_STEPS = {"scaled_gru": scaled_gru_step}
 SPECS = {
     spec.name: spec
     for spec in (
@@ -52,6 +68,20 @@ SPECS = {
             uses_h=False,
             reads_state=(1,),
             reads_new_state=(1,),
+        ),
+        CellSpec(
+            "scaled_gru",
+            gates=3,
+            states=1,
+            saved=4,
+            parameters=2,
+            stages=(
+                Stage(0, 2, grads=(0,), saves=(0, 1, 3), parameters=(0,)),
+                Stage(2, 1, grads=(1, 2), saves=(2,), parameters=(1,)),
+            ),
+            kept=(1,),
+            reads_state=(0,),
+            operand=lambda saved, h: saved[3],
         ),
         CellSpec(
             "slstm",
@@ -71,8 +101,11 @@ def added():
     """While it lasts, the package's tables hold these cells."""
     CELLS.update(SPECS)
     reference.STEPS.update(STEPS)
+    reference.WHOLE_STEPS.update(WHOLE_STEPS)
     try:
         yield
     finally:
         for name in SPECS:
-            del CELLS[name], reference.STEPS[name]
+            del CELLS[name]
+            reference.STEPS.pop(name, None)
+            reference.WHOLE_STEPS.pop(name, None)

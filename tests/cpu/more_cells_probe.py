@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "csrc"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "emulator"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "cells"))
 sys.path.insert(0, str(Path(__file__).parent.parent))

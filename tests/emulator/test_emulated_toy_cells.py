@@ -9,7 +9,6 @@ from itertools import product
 import pytest
 import torch
 from emulated_ops import TOYS
-from emulator import SCHEDULES
 from gradients import check_gradients
 from joined import check_directions, check_layers
 from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
@@ -160,11 +159,11 @@ def test_joined(check, cell, math, case, exchange):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("check", [directions, layers])
-@pytest.mark.parametrize("schedule", SCHEDULES[1:])
-@pytest.mark.parametrize("math", ["float32"], indirect=True)
-@pytest.mark.parametrize("cell", SPECS)
-def test_schedules(cell, math, schedule, check, exchange):
-    check(cell, Case(5, 9, 72), math, schedule, **EXCHANGES[exchange])
+@pytest.mark.parametrize("cell, schedule", [("slstm", "shuffled"), ("scaled_gru", "depth first")])
+def test_schedules(cell, schedule, check, exchange):
+    """In which order threads run is not the cell's affair either: those that exchange most."""
+    with recurrent_math("float32") as math:
+        check(cell, Case(5, 9, 72), math, schedule, **EXCHANGES[exchange])
 
 
 def test_greedy_decoding():

@@ -149,7 +149,8 @@ struct BackwardKernel {
           store<kFull>(to + place_in_set(C::kSeparate, gate) * H, v.grad_gates_h[gate], n);
 #pragma GCC unroll 8
       for (int k = 0; k < C::kParameters; ++k)
-        store<kFull>(to + (size_of_set(C::kSeparate) + k) * H, v.grad_parameter[k], n);
+        if (in_set(kThis.parameters, k))
+          store<kFull>(to + (size_of_set(C::kSeparate) + k) * H, v.grad_parameter[k], n);
     }
 #pragma GCC unroll 8
     for (int s = 0; s < C::kStates; ++s) store(carry(s), stop ? V(T(0)) : v.grad_state[s]);

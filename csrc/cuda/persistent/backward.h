@@ -93,14 +93,14 @@ struct Backward {
 
   template <typename M>
   SK_DEVICE void compute(const SequenceArgs& a, const Phase& f, int phase, bool first,
-                         const char* shared, char* slice) {
+                         const char* shared, char* values) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!element[i].valid) continue;
       if (phase == 0) {
-        run<M, kPhases - 1>(a.plan, f, first, i, shared, slice);
+        run<M, kPhases - 1>(a.plan, f, first, i, shared, values);
       } else {
-        run<M, 0>(a.plan, f, first, i, shared, slice);
+        run<M, 0>(a.plan, f, first, i, shared, values);
       }
     }
   }
@@ -143,7 +143,7 @@ struct Backward {
   // product reads.
   template <typename M, int kStage>
   SK_DEVICE void run(const Plan& p, const Phase& f, bool first, int i, const char* shared,
-                     char* slice) {
+                     char* values) {
     constexpr Stage kOwn = C::kStages[kStage];
     constexpr bool kBegins = kStage + 1 == kPhases, kEnds = kStage == 0;
     const Element& e = element[i];
@@ -155,7 +155,9 @@ struct Backward {
       if (in_set(kOwn.grads, k)) v.grad_gates_x[k] = v.grad_gates_h[k] = 0.0f;
     }
 #pragma unroll
-    for (int k = 0; k < C::kParameters; ++k) v.grad_parameter[k] = 0.0f;
+    for (int k = 0; k < C::kParameters; ++k) {
+      if (in_set(kOwn.parameters, k)) v.grad_parameter[k] = 0.0f;
+    }
     if (alive[i]) {
       if (kBegins) {
 #pragma unroll
@@ -174,7 +176,7 @@ struct Backward {
     if (kEnds) dropped[i] = reset[i];
 #pragma unroll
     for (int k = 0; k < kOwn.gates; ++k) {
-      stage<M>(p, slice, k, e, v.through(kOwn.first_gate + k));
+      stage<M>(p, values, k, e, v.through(kOwn.first_gate + k));
     }
   }
 

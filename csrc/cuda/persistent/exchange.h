@@ -1,12 +1,12 @@
-// How the blocks of a group pass on what they computed: every block publishes its slice, a run of
-// 16-byte chunks, and collects the slices of all others into its shared memory.
+// How the blocks of a group pass on what they computed: every block publishes the values of its
+// units, a run of 16-byte chunks, and collects those of all others into its shared memory.
 //
-// In a cluster a slice is stored straight into the peers' shared memory, into the half of the
-// double buffer that they do not read, and counted there by a transaction barrier. Through L2 it is
-// cut into words of 12 bytes and a flag that names the round: a reader that sees the flag has the
-// data, so no fence and no second access is needed, and nothing is ever cleared.
+// In a cluster values are stored straight into the peers' shared memory, into the half of the
+// double buffer that they do not read, and counted there by a transaction barrier. Through L2 they
+// are cut into words of 12 bytes and a flag that names the round: a reader that sees the flag has
+// the data, so no fence and no second access is needed, and nothing is ever cleared.
 //
-// A backward may take the slices in pieces (plan.h): then nothing is collected before the product
+// A backward may take the values in pieces (plan.h): then nothing is collected before the product
 // that reads it.
 //
 // Why a buffer may be written again: a block publishes round r after it has collected round r - 1,
@@ -46,27 +46,27 @@ class Exchanger {
     return shared_ + (other ? plan_->input_bytes : 0);
   }
 
-  // Where the values that round `round` publishes are staged; `bytes` is a slice's size.
-  SK_DEVICE char* slice(const Block& b, int round, int bytes) const {
+  // Where the values that round `round` publishes are staged; `bytes` is their size.
+  SK_DEVICE char* outgoing(const Block& b, int round, int bytes) const {
     return plan_->pieces > 1 ? shared_ + plan_->own_offset : input(round + 1) + b.own * bytes;
   }
 
-  // The own slice is staged; a block barrier precedes.
+  // The own values are staged; a block barrier precedes.
   SK_DEVICE void publish(const Block& b, int round, int bytes) const {
-    const char* slice = this->slice(b, round, bytes);
+    const char* values = outgoing(b, round, bytes);
     if (plan_->exchange == Exchange::kCluster) {
-      const uint32_t to = sk::shared_address(slice);
+      const uint32_t to = sk::shared_address(values);
       const uint32_t barrier = sk::shared_address(&barriers_[(round + 1) % 2]);
       for (int peer = b.warp; peer < plan_->blocks; peer += b.threads / 32) {
         if (peer == b.own) continue;
         const uint32_t peer_to = sk::cluster_address(to, peer);
         const uint32_t peer_barrier = sk::cluster_address(barrier, peer);
         for (int i = b.lane * kChunkBytes; i < bytes; i += 32 * kChunkBytes) {
-          sk::store_async(peer_to + i, *reinterpret_cast<const uint4*>(slice + i), peer_barrier);
+          sk::store_async(peer_to + i, *reinterpret_cast<const uint4*>(values + i), peer_barrier);
         }
       }
     } else if (plan_->exchange == Exchange::kL2) {
-      const auto* data = reinterpret_cast<const uint32_t*>(slice);
+      const auto* data = reinterpret_cast<const uint32_t*>(values);
       const int count = bytes / 4, words = ceil_div_device(bytes, kWordData);
       sk::Word128* to = at(b, round, b.own);
       for (int w = b.thread; w < words; w += b.threads) {
@@ -77,7 +77,7 @@ class Exchanger {
     }
   }
 
-  // Waits for the slices of all others; a block barrier must follow.
+  // Waits for the values of all others; a block barrier must follow.
   SK_DEVICE void collect(const Block& b, int round, int bytes) const {
     if (plan_->exchange == Exchange::kCluster) {
       uint64_t* barrier = &barriers_[(round + 1) % 2];
@@ -109,26 +109,26 @@ class Exchanger {
  private:
   static constexpr int kFlight = 4;
 
-  // The slices of `blocks` blocks from `first_peer` on, but for the own one.
+  // The values of `blocks` blocks from `first_peer` on, but for the own one.
   SK_DEVICE void collect_words(const Block& b, int round, int bytes, int first_peer, int blocks,
                                char* buffer) const {
-    const int words = ceil_div_device(bytes, kWordData), per_slice = ceil_div_device(words, 32);
-    const int warps = b.threads / 32, total = blocks * per_slice;
+    const int words = ceil_div_device(bytes, kWordData), per_block = ceil_div_device(words, 32);
+    const int warps = b.threads / 32, total = blocks * per_block;
     for (int first = b.warp; first < total; first += kFlight * warps) {
       // All loads of a batch are on their way before the first is looked at.
       sk::Word128 word[kFlight];
 #pragma unroll
       for (int i = 0; i < kFlight; ++i) {
-        const int item = first + i * warps, peer = first_peer + item / per_slice;
-        const int w = item % per_slice * 32 + b.lane;
+        const int item = first + i * warps, peer = first_peer + item / per_block;
+        const int w = item % per_block * 32 + b.lane;
         if (item < total && peer != b.own && w < words) {
           word[i] = sk::load_relaxed(at(b, round, peer) + w);
         }
       }
 #pragma unroll
       for (int i = 0; i < kFlight; ++i) {
-        const int item = first + i * warps, place = item / per_slice, peer = first_peer + place;
-        const int w = item % per_slice * 32 + b.lane;
+        const int item = first + i * warps, place = item / per_block, peer = first_peer + place;
+        const int w = item % per_block * 32 + b.lane;
         if (item >= total || peer == b.own || w >= words) continue;
         sk::Polls polls(sk::Wait::kWords, round, peer);
         while (uint32_t(word[i].high >> 32) != flag(round)) {

@@ -83,14 +83,14 @@ struct Forward {
 
   template <typename M>
   SK_DEVICE void compute(const SequenceArgs& a, const Phase& f, int phase, bool, const char* shared,
-                         char* slice) {
+                         char* values) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!element[i].valid) continue;
       if (phase == 0) {
-        run<M, 0>(a.plan, f, i, shared, slice);
+        run<M, 0>(a.plan, f, i, shared, values);
       } else {
-        run<M, kPhases - 1>(a.plan, f, i, shared, slice);
+        run<M, kPhases - 1>(a.plan, f, i, shared, values);
       }
     }
   }
@@ -124,7 +124,7 @@ struct Forward {
  private:
   // A stage: from the partial sums of its product to what the next product reads.
   template <typename M, int kStage>
-  SK_DEVICE void run(const Plan& p, const Phase& f, int i, const char* shared, char* slice) {
+  SK_DEVICE void run(const Plan& p, const Phase& f, int i, const char* shared, char* values) {
     constexpr Stage kOwn = C::kStages[kStage];
     constexpr bool kLast = kStage + 1 == kPhases;
     const Element& e = element[i];
@@ -153,7 +153,7 @@ struct Forward {
         for (int j = 0; j < C::kStates; ++j) v.state[j] = v.new_state[j];
       }
     }
-    stage<M>(p, slice, 0, e, kLast ? v.state[0] : v.operand);
+    stage<M>(p, values, 0, e, kLast ? v.state[0] : v.operand);
   }
 
   SK_DEVICE void write(const SequenceArgs& a, const Steps& steps, int t, int i, bool zero) const {

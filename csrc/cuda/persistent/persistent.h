@@ -76,11 +76,11 @@ SK_DEVICE void load_vectors(const SequenceArgs& a, const Block& b, float* to, co
   }
 }
 
-// Element of block `block` of a slice, at the place where the product reads it.
+// Element of vector `vector` of the block's units, at the place where the product reads it.
 template <typename M>
-SK_DEVICE void stage(const Plan& p, char* slice, int block, const Element& e, float x) {
-  const int index = block * p.units + e.unit;
-  char* chunk = slice + (index / kChunk<M> * p.rows_padded + e.row) * kChunkBytes;
+SK_DEVICE void stage(const Plan& p, char* values, int vector, const Element& e, float x) {
+  const int index = vector * p.units + e.unit;
+  char* chunk = values + (index / kChunk<M> * p.rows_padded + e.row) * kChunkBytes;
   reinterpret_cast<typename M::element*>(chunk)[index % kChunk<M>] = to_element<M>(x);
 }
 
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_kernel(const Seq
       const bool first = Policy::kBackward && s == 0 && phase == 0;
       if (!first) multiply(phase);
       __syncthreads();
-      policy.template compute<M>(a, f, phase, first, shared, exchanger.slice(b, round, bytes));
+      policy.template compute<M>(a, f, phase, first, shared, exchanger.outgoing(b, round, bytes));
       // The forward's last state is wanted by nobody.
       const bool last = !Policy::kBackward && s + 1 == steps.count && phase + 1 == Policy::kPhases;
       if (!last) {

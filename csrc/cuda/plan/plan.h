@@ -75,11 +75,11 @@ inline void place(const PlanRequest& r, int active, Plan* plan) {
     p.piece_bytes = std::max(p.piece_bytes, chunk_rows(2 * p.phase[i].piece_tiles));
     widest = std::max(widest, p.phase[i].out_width);
   }
-  const int slice_bytes = chunk_rows(widest * p.units / per_chunk);
+  const int own_bytes = chunk_rows(widest * p.units / per_chunk);
   p.input_bytes = p.piece_bytes;
   if (p.pieces > 1) {
     p.own_offset = 2 * p.piece_bytes;
-    p.input_bytes = p.own_offset + slice_bytes;
+    p.input_bytes = p.own_offset + own_bytes;
   }
   int offset = 0;
   const auto take = [&](int bytes) {
@@ -99,7 +99,7 @@ inline void place(const PlanRequest& r, int active, Plan* plan) {
   p.bias_offset = take(round_up(bias_rows * p.units * 4, 16));
   p.barrier_offset = take(16);
   p.shared_bytes = offset;
-  if (p.exchange == Exchange::kL2) p.words = ceil_div(slice_bytes, kWordData);
+  if (p.exchange == Exchange::kL2) p.words = ceil_div(own_bytes, kWordData);
 }
 // In global memory, of blocks that are all resident.
 inline void place_exchange(Plan* plan) {

@@ -91,7 +91,7 @@ struct PlanStorage {
   int partial_offset = 0, partial_pitch = 0;  // sums of the warps; floats of a row of them
   int bias_offset = 0, barrier_offset = 0;
   int shared_bytes = 0;
-  int words = 0;         // of one block's slice, exchange through L2
+  int words = 0;         // of one block's values, exchange through L2
   int flags_offset = 0;  // in the exchange memory: steps that each block of a layer has put out
   int exchange_bytes = 0;
 };

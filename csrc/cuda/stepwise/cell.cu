@@ -210,6 +210,7 @@ __global__ void __launch_bounds__(256) cell_backward_kernel(CellBackwardArgs a) 
   }
 #pragma unroll
   for (int k = 0; k < C::kParameters; ++k) {
+    if (!in_set(kOwn.parameters, k)) continue;
     store_each<scalar_t>(a.grad_separate, separate_at(kFirstParameter + k), step,
                          [&](const S& s) { return s.grad_parameter[k]; });
   }
