@@ -6,6 +6,7 @@ echo '["SUITE"]' | python tests/triton/interpreted.py
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest import mock
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
@@ -23,7 +24,17 @@ from tolerance import assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.triton import cooperative, exchange, launch, pointwise
+from seqkernels.triton import (
+    cells,
+    cooperative,
+    exchange,
+    launch,
+    pointwise,
+    sliced,
+    states,
+    stepwise,
+    tiles,
+)
 from seqkernels.triton.estimate import device_of
 from seqkernels.triton.plan import STEPWISE, Plan, candidates
 
@@ -31,6 +42,8 @@ SLICED = Plan("sliced", 16, 32, 32)
 SPLIT = Plan("cooperative", 16, 64, 16, split=2)
 RESIDENT = replace(SPLIT, resident=True)
 SHARED = Plan("cooperative", 16, 64, 32)
+# The modules of the sequence kernels and of what they call.
+KERNELS = (sliced, cooperative, exchange, stepwise, tiles, states, cells, triton_cells)
 PLANS = (SLICED, SPLIT, RESIDENT, SHARED, STEPWISE)
 
 
@@ -199,6 +212,26 @@ def suite_more_whole():
             exchanged(cell, i)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             check_cell("slstm", dtype, 2, 300)
+
+
+def gradients(cell, **options):
+    """`gradcheck` on every schedule: the gradients of all inputs, parameters of the cell included.
+
+    No schedule has float64: the interpreter computes in it what kernels compute in float32.
+    """
+    plans = [replace(plan, block_h=8) for plan in (SLICED, SPLIT)]
+    with triton_cells.added(), interpreter.in_float64(*KERNELS):
+        for plan in (*plans, STEPWISE):
+            ops = [partial(f, cell, plan=plan) for f in (launch.forward, launch.backward)]
+            parity.check_gradients(cell, parity.Case(2, 2, 2), *ops, **options)
+
+
+suite_gradients_leaky_rnn = partial(gradients, "leaky_rnn")
+# In fast mode, which compares one random direction of every input and result: the whole Jacobian
+# would take 20 to 50 s a schedule.
+FAST = {"fast_mode": True, "check_undefined_grad": False}
+suite_gradients_peephole_lstm = partial(gradients, "peephole_lstm", **FAST)
+suite_gradients_slstm = partial(gradients, "slstm", **FAST)
 
 
 def suite_guard():
