@@ -14,8 +14,8 @@ the new states or, of a stage that another follows, what the product of that one
 separate gates, then of the parameters. grad_state is without what flows through the products; what
 several stages give is added.
 () stands for what a cell is not given: gates_h of other stages, saved values that are not kept,
-states that its backward does not read, and h in the forward of a cell that does not use it: of that
-one the gradient is zero, and not read. A stage returns the saved values that it `saves`, the gates
+states that its backward does not read, and h in the forward of a cell that does not use it: its
+grad_state is 0.0. A stage returns the saved values that it `saves`, the gates
 that it `grads` and the separate ones among these, each in that order.
 """
 

@@ -17,7 +17,7 @@ from .cells import FUNCTIONS
 from .estimate import device_of
 from .exchange import WAIT_OPTIONS
 from .layout import Layout, layout_of
-from .plan import Plan, candidates, precision
+from .plan import Plan, candidates, power_of_two, precision
 from .pointwise import aligned
 from .tune import choose
 
@@ -83,8 +83,8 @@ def backward(
     grad_gates_x = new(*lead, layout.gates * hidden_size)
     grad_gates_h = new(*lead, layout.columns * hidden_size) if layout.columns else None
     # A row of length 0 passes its gradients on.
-    grad_h_0 = _copy_or_zeros(grad_h_n, h_0)
-    grad_c_0 = None if c_0 is None else _copy_or_zeros(grad_c_n, c_0)
+    grad_h_0 = stepwise.copy_or_zeros(grad_h_n, h_0)
+    grad_c_0 = None if c_0 is None else stepwise.copy_or_zeros(grad_c_n, c_0)
     results = (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)
     if output.numel() > 0:
         if c_0 is None:
@@ -95,12 +95,6 @@ def backward(
         _launch("backward", cell, plan, h_0, inputs, lengths, batch_sizes, reset, reverse, results)
     grad_gates_h, grad_c_0 = (absent(h_0) if x is None else x for x in results[1::2])
     return grad_gates_x, grad_gates_h, grad_h_0, grad_c_0
-
-
-def _copy_or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros_like(like, memory_format=torch.contiguous_format)
-    return grad.clone(memory_format=torch.contiguous_format)
 
 
 def _scratch(plan: Plan, layout: Layout, direction: str, h_0: Tensor) -> list[Tensor | None]:
@@ -142,7 +136,7 @@ def _launch(
 
     def run(chosen: Plan) -> None:
         if chosen.schedule == "stepwise":
-            order = stepwise.Steps(steps, batch, batch_sizes, reverse)
+            order = stepwise.places(steps, batch, batch_sizes, reverse)
             ends = None if batch_sizes is not None else rows[0]
             getattr(stepwise, direction)(cell, *inputs, ends, flags, *results, order)
             return
@@ -162,7 +156,7 @@ def _launch(
     with torch.cuda.device_of(like):
         if plan is None:
             # Plans are made for powers of two: a new batch size seldom compiles a new kernel.
-            bucket = max(16, 1 << (batch - 1).bit_length())
+            bucket = max(16, power_of_two(batch))
             mode = precision(like.dtype)
             shape = (cell, direction, itemsize, mode, bucket, hidden_size)
             key = (cell, direction, str(like.dtype), mode, bucket, hidden_size)

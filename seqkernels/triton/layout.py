@@ -44,7 +44,8 @@ class Layout:
         column_of: of every gate: its column there, -1 where its gradient stands in grad_gates_x.
         first_carried: 0 if kernels carry h in float32 between steps beside the other states, else
             1: where h enters a step through its products alone.
-        reads_state, reads_new_state: of every state, whether the backward reads it.
+        carries, reads_state, reads_new_state: of every state, whether kernels carry it so, and
+            whether the backward reads it.
         kept: how many saved values later stages of a step read.
         kept_at: of every saved value: its place among those, -1 where none reads it.
         stages: the stages.
@@ -57,6 +58,7 @@ class Layout:
     columns: int
     column_of: tuple[int, ...]
     first_carried: int
+    carries: tuple[bool, ...]
     reads_state: tuple[bool, ...]
     reads_new_state: tuple[bool, ...]
     kept: int
@@ -101,6 +103,7 @@ def _layout(spec: CellSpec) -> Layout:
         columns=spec.separate_columns,
         column_of=_places(spec.separate, spec.gates),
         first_carried=0 if spec.uses_h else 1,
+        carries=tuple(k > 0 or spec.uses_h for k in range(spec.states)),
         reads_state=tuple(k in spec.reads_state for k in range(spec.states)),
         reads_new_state=tuple(k in spec.reads_new_state for k in range(spec.states)),
         kept=len(spec.kept),

@@ -149,8 +149,9 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _power_of_two(n: int, low: int, high: int) -> int:
-    return min(max(1 << (n - 1).bit_length(), low), high)
+def power_of_two(n: int) -> int:
+    """The smallest one that is not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 def narrow(hidden_size: int, itemsize: int) -> bool:
@@ -158,19 +159,12 @@ def narrow(hidden_size: int, itemsize: int) -> bool:
     return span(hidden_size, itemsize) < 4
 
 
-def _sliced(block_k: int) -> Iterator[Plan]:
-    """One program per slice of the batch; runs everything."""
-    for block_n in (16, 32):
-        for block_h in (16, 32):
-            yield Plan("sliced", block_n, block_h, block_k)
-
-
 def _cooperative(hidden_size: int, itemsize: int, block_k: int, depth: int) -> Iterator[Plan]:
     """Several programs per slice; the smallest H fit one program."""
     # Short products leave parts of the depth empty when every warp takes a deep one, and deeper
     # ones spill.
     deepest = 16 if narrow(hidden_size, itemsize) else 32
-    split_k = _power_of_two(-(-depth // 4), 16, min(block_k, deepest))
+    split_k = min(max(power_of_two(-(-depth // 4)), 16), block_k, deepest)
     for block_n in (16, 32):
         for block_h in (8, 16):
             if block_h < 2 * hidden_size:
@@ -204,7 +198,8 @@ def candidates(
     short = narrow(hidden_size, itemsize)
     block_k = 16 if itemsize == 4 and mode == "ieee" else 128 // itemsize >> short
     depth = hidden_size * products(spec, direction)[0][1]
-    plans = [*_sliced(block_k), *_cooperative(hidden_size, itemsize, block_k, depth)]
+    plans = [Plan("sliced", n, h, block_k) for n in (16, 32) for h in (16, 32)]
+    plans += _cooperative(hidden_size, itemsize, block_k, depth)
     shape = (device, spec, batch, hidden_size, direction, itemsize)
     rows = (spec, hidden_size, direction, itemsize, mode)
     allowed = [p for p in plans if fits(p, *rows) and p.refusal(*shape) is None]

@@ -111,17 +111,12 @@ def _measure(plans: tuple[Plan, ...], run: Callable[[Plan], None], timer: Timer)
 def _read(path: Path) -> dict[str, dict]:
     """The plans in a file; none where there is no file or not a sound one."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        warnings.warn(f"{path} was not read: {error}", RuntimeWarning, stacklevel=2)
-        return {}
-    try:
-        kept = json.loads(text)
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(kept, dict):
             raise ValueError("it holds no table")
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:  # also text that is not UTF-8
         warnings.warn(f"{path} is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
     return kept
@@ -131,16 +126,10 @@ def _write(path: Path, name: str, plan: Plan) -> None:
     """Add a plan to a file; another process's last word on the same file may be lost, no more."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _read(path) | {name: asdict(plan)}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.stem, suffix=".part", encoding="utf-8", delete=False
-        ) as file:
-            try:
-                json.dump(kept, file, indent=1, sort_keys=True)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        text = json.dumps(_read(path) | {name: asdict(plan)}, indent=1, sort_keys=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder, path.name)
+            whole.write_text(text, encoding="utf-8")
+            os.replace(whole, path)
     except OSError as error:
         warnings.warn(f"plans are not kept in {path}: {error}", RuntimeWarning, stacklevel=2)

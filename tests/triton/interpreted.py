@@ -30,6 +30,7 @@ from seqkernels.triton import (
     exchange,
     launch,
     pointwise,
+    products,
     sliced,
     states,
     stepwise,
@@ -43,7 +44,7 @@ SPLIT = Plan("cooperative", 16, 64, 16, split=2)
 RESIDENT = replace(SPLIT, resident=True)
 SHARED = Plan("cooperative", 16, 64, 32)
 # The modules of the sequence kernels and of what they call.
-KERNELS = (sliced, cooperative, exchange, stepwise, tiles, states, cells, triton_cells)
+KERNELS = (sliced, cooperative, stepwise, exchange, products, tiles, states, cells, triton_cells)
 PLANS = (SLICED, SPLIT, RESIDENT, SHARED, STEPWISE)
 
 
