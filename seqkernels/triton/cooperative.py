@@ -1,15 +1,15 @@
-"""Sequence kernels, one group of programs per slice of the batch: any cell.
+"""Sequence kernels, one group of programs per batch slice: any cell.
 
 Computes the whole sequence of BLOCK_N rows, forward or backward, in one launch.
 Program p is number p % U of group p // U, where U = ceil(H / BLOCK_H): a group owns BLOCK_N rows, a
-program BLOCK_H units of them with all their gates, for all steps.
-On chip: what is carried between steps in float32 registers; the program's part of the weights in
-shared memory where TILES says that it fits, otherwise it is read from L2 once a step.
-Exchange: the results themselves. A step writes its part of `output` (backward: of the gate
-gradients) to its own place, and the group's counter says how many parts are there, so nothing is
-overwritten while a neighbour still reads it. A stage that another follows writes what the next
-product reads to `operands`, again one step later: by then every member has announced its new h, and
-so has read the old values.
+program one panel of BLOCK_H units, for all steps.
+On chip: what is carried between steps, in float32 registers; the panel's weights in shared memory
+where CHUNKS is not zero, otherwise they are read from L2 once a step.
+Exchange: the results themselves. A program writes its panel of `output` (backward: of the gate
+gradients), every step in a place of its own, and the group's counter says how many panels are
+written, so nothing is overwritten while another program still reads it. A stage that another
+follows writes what the next product reads to `operands`, again one step later: by then every member
+has announced its new h, and so has read the old values.
 Synchronises on one monotonic counter per group, once a stage: add with release after the stores,
 poll with acquire before the loads; a group of one program (ALONE) needs its own barrier only. The
 launch is cooperative: a grid that cannot be co-resident is an error, not a hang.
@@ -17,7 +17,7 @@ launch is cooperative: a grid that cannot be co-resident is an error, not a hang
 Limitations:
 - the grid has at most one program per multiprocessor: plan.py refuses what exceeds it;
 - every program of a group polls the same word;
-- with SPLIT > 1 each warp multiplies its own part of the depth, and BLOCK_K counts for one warp:
+- with SPLIT > 1 each warp multiplies its own share of the depth, and BLOCK_K is that of one warp:
   SPLIT must be num_warps, or the compiler repeats the product; with SPLIT == 1 warps share a tile;
 - arithmetic is float32, storage float32, float16 or bfloat16.
 """
@@ -47,14 +47,14 @@ def keep(before, values, CELL: tl.constexpr, STAGE: tl.constexpr):
 def forward_kernel(
     gates_x, weight, bias, h_0, c_0, lengths, offsets, reset, counters, operands, output, h_n, c_n,
     c_sequence, saved, T, N, spans, reverse, SPAN: tl.constexpr, CELL: tl.constexpr,
-    FORWARD: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr,
+    FORWARD: tl.constexpr, PRECISION: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr,
     SPLIT: tl.constexpr, ALONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `counters` is int32, zero, one per group.
 
-    `operands` [N, (stages - 1) * H] holds what the products of later stages read. TILES has the
-    parts of every stage's weights that stay in shared memory.
+    `operands` [N, (stages - 1) * H] holds what the products of later stages read. CHUNKS has, for
+    every stage, the number of chunks of its weights that stay in shared memory.
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
@@ -69,14 +69,14 @@ def forward_kernel(
     at_rows, at_units = rows[:, None], units[None, :]
     length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    bias_rows = tiles.load_rows(bias, units, unit_mask, H, 0, CELL.gates)
-    parameters = tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
-    parts = ()
+    biases = tiles.load_vectors(bias, units, unit_mask, H, 0, CELL.gates)
+    parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
+    resident = ()
     for STAGE in tl.static_range(STAGES):
         columns = products.wide_columns(first_unit, H, CELL.stages[STAGE].gates, BLOCK_H)
         own_weight = products.stage_weight(weight, CELL.stages[STAGE].first_gate, H)
-        parts = parts + (
-            products.resident_weight(own_weight, *columns, H, H, True, TILES[STAGE], SPLIT,
+        resident = resident + (
+            products.resident_weight(own_weight, *columns, H, H, True, CHUNKS[STAGE], SPLIT,
                                      BLOCK_K),
         )  # fmt: skip
     started = rows < 0
@@ -96,18 +96,18 @@ def forward_kernel(
         for STAGE in tl.static_range(STAGES):
             wait_for(counters, group, (STAGES * s + STAGE) * members, ALONE, "cooperative forward")
             if STAGE == 0:
-                operand = tl.where(started, output + previous * H, h_0 + rows * H)
-                operand_mask = enters
+                left = tl.where(started, output + previous * H, h_0 + rows * H)
+                left_mask = enters
             else:
-                operand = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
-                operand_mask = alive
+                left = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
+                left_mask = alive
             gates = products.gates_product(
-                operand, operand_mask,
+                left, left_mask,
                 products.stage_weight(weight, CELL.stages[STAGE].first_gate, H), first_unit, H,
-                CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K, parts[STAGE],
-                TILES[STAGE], AHEAD, SPLIT,
+                CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K, resident[STAGE],
+                CHUNKS[STAGE], AHEAD, SPLIT,
             )  # fmt: skip
-            gates_h = tiles.gates_of(gates, bias, bias_rows, CELL, STAGE)
+            gates_h = tiles.gates_of(gates, bias, biases, CELL, STAGE)
             state = states.where_carried(enters[:, None], carry, None, CELL)
             results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
             # What no other program reads is stored after the announcement.
@@ -133,14 +133,14 @@ def backward_kernel(
     grad_output, grad_h_n, grad_c_n, grad_c_sequence, weight, bias, h_0, c_0, output, c_sequence,
     saved, lengths, offsets, reset, counters, grad_gates_x, grad_gates_h, grad_h_0, grad_c_0, T, N,
     spans, reverse, SPAN: tl.constexpr, CELL: tl.constexpr, BACKWARD: tl.constexpr,
-    PRECISION: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
     ALONE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp; `counters` is int32, zero, one per group.
 
-    The bias is for the cell's parameters. TILES has the parts of every product's weights that stay
-    in shared memory. One iteration more than there are steps: the last only brings the gradients of
-    the first state.
+    The bias is for the cell's parameters. CHUNKS has, for every product, the number of
+    chunks of its weights that stay in shared memory. There is one iteration more than steps: the
+    last only computes the gradients of the first state.
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
@@ -156,15 +156,15 @@ def backward_kernel(
     at_rows, at_units = rows[:, None], units[None, :]
     length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
-    parameters = tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
-    parts = ()
+    parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates, CELL.parameters)
+    resident = ()
     for STAGE in tl.static_range(STAGES):
         for i in tl.static_range(len(CELL.stages[STAGE].runs)):
-            parts = parts + (
+            resident = resident + (
                 products.resident_weight(
                     products.stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units,
                     unit_mask, CELL.stages[STAGE].runs[i].gates * H, H, False,
-                    TILES[CELL.stages[STAGE].first_run + i], SPLIT, BLOCK_K,
+                    CHUNKS[CELL.stages[STAGE].first_run + i], SPLIT, BLOCK_K,
                 ),
             )  # fmt: skip
     behind = rows < 0
@@ -185,7 +185,7 @@ def backward_kernel(
                                      new_tile, H, CELL)  # fmt: skip
         arriving = states.add_states(arriving, grad_output, grad_c_sequence, at_index, at_units,
                                      tile, H, CELL)  # fmt: skip
-        values, old_state, new_state = states.load_kept(
+        values, old_state, new_state = states.load_for_backward(
             output, c_sequence, saved, at_index, tile, h_0, c_0, before[:, None],
             tiles.outer(follows, unit_mask), at_rows,
             tiles.outer(enters & tiles.off(follows), unit_mask), at_units, H, CELL,
@@ -199,7 +199,7 @@ def backward_kernel(
             grad_mask = alive if STAGE + 1 < STAGES else flows
             grad = products.stage_grads(
                 grad_gates_x, grad_gates_h, grad_index, grad_mask, weight, units, unit_mask, H,
-                CELL, (STAGE + 1) % STAGES, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K, parts, TILES,
+                CELL, (STAGE + 1) % STAGES, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K, resident, CHUNKS,
                 AHEAD, SPLIT,
             )  # fmt: skip
             grads = (grad,)

@@ -1,11 +1,11 @@
 """The counter of a group: how its programs wait for each other.
 
-A group is the programs that own one slice of the batch together. Its counter only grows: a program
-adds one with release after it has stored its part of a result, and polls with acquire before it
+A group is the programs that share one batch slice. Its counter only grows: a program adds one with
+release after it has stored its panel of a result, and polls with acquire before it
 loads what the others stored.
 
 Environment, read at import:
-    SEQKERNELS_SPIN_LIMIT: polls after which a wait gives up and ends the kernel with an error; 0,
+    SEQKERNELS_SPIN_LIMIT: polls after which a wait fails and ends the kernel with an error; 0,
         the default, for none. For finding a hang: the error costs the process its CUDA context.
 """
 
@@ -25,8 +25,8 @@ def _spin_limit() -> int:
 
 
 SPIN_LIMIT = tl.constexpr(_spin_limit())
-# Launch options of a kernel that waits. Triton compiles assertions under `debug` alone, and with
-# them, unless told otherwise, one for every sum of integers.
+# Launch options of a kernel that waits. Triton compiles assertions only under `debug`, which by
+# default also adds one for every sum of integers.
 WAIT_OPTIONS = {"debug": True, "sanitize_overflow": False} if SPIN_LIMIT.value else {}
 
 
@@ -34,7 +34,7 @@ WAIT_OPTIONS = {"debug": True, "sanitize_overflow": False} if SPIN_LIMIT.value e
 def wait_for(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr):
     """Return when the group's counter has reached `target`: what was written before is visible.
 
-    KERNEL is the name by which a wait that gives up is reported.
+    KERNEL is the name by which a wait that fails is reported.
     """
     if not ALONE:
         arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
@@ -47,7 +47,7 @@ def wait_for(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.constexpr)
                 arrived = tl.atomic_add(counters + group, 0, sem="acquire", scope="gpu")
                 polls += 1
             if arrived < target:
-                # An assertion's text holds no numbers. Printed first: the assertion ends it all.
+                # An assertion's text has no numbers. Printed first: the assertion ends the kernel.
                 tl.device_print(KERNEL + ": group, target, arrived", group, target, arrived)
             assert arrived >= target, KERNEL + ": gave up waiting for its group"
 

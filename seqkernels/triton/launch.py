@@ -1,7 +1,7 @@
-"""Tensors to kernel launches: allocation, layout, and the plan that a shape gets.
+"""From tensors to kernel launches: allocation, layout, and the choice of a plan.
 
 Arguments and results are those of the ops (csrc/ops.cpp). Nothing here waits for the device, unless
-`SEQKERNELS_TRITON_TUNE=1` asks for plans to be measured (tune.py).
+`SEQKERNELS_TRITON_TUNE=1` turns on the measuring of plans (tune.py).
 """
 
 from collections.abc import Sequence
@@ -98,9 +98,9 @@ def backward(
 
 
 def _scratch(plan: Plan, layout: Layout, direction: str, h_0: Tensor) -> list[Tensor | None]:
-    """Zeroed counters of the cooperative kernels; of the others the states carried in float32.
+    """Zeroed counters for the cooperative kernels; for sliced ones room for carried states.
 
-    Forward also what passes between the stages of a step.
+    Forward also room for what one stage of a step passes to the next.
     """
     batch, hidden_size = h_0.shape
 

@@ -1,7 +1,7 @@
 """What kernels and plans derive from a cell's declaration: host only, importable without Triton.
 
-A kernel gets it as one constexpr argument, CELL. All of it is plain values, so its text is the same
-in every process, and with it the name under which Triton keeps a compiled kernel.
+It is passed to a kernel as one constexpr argument, CELL. All of it is plain values, so its text is
+the same in every process, and so is the name under which Triton keeps a compiled kernel.
 """
 
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ class Layout:
     Attributes:
         gates, states, saved, parameters: as in CellSpec.
         columns: of grad_gates_h, in units of H.
-        column_of: of every gate: its column there, -1 where its gradient stands in grad_gates_x.
+        column_of: of every gate: its column there, -1 where its gradient is in grad_gates_x.
         first_carried: 0 if kernels carry h in float32 between steps beside the other states, else
             1: where h enters a step through its products alone.
-        carries, reads_state, reads_new_state: of every state, whether kernels carry it so, and
-            whether the backward reads it.
+        carries: of every state, whether kernels carry it in float32.
+        reads_state, reads_new_state: of every state, whether the backward reads it.
         kept: how many saved values later stages of a step read.
         kept_at: of every saved value: its place among those, -1 where none reads it.
         stages: the stages.
@@ -117,10 +117,11 @@ _LAYOUTS: dict[int, tuple[CellSpec, Layout]] = {}
 
 
 def layout_of(spec: CellSpec) -> Layout:
-    """What kernels are told of a cell.
+    """What kernels need to know of a cell.
 
     Raises:
-        ValueError: several stages and parameters: which stage gives their gradients is not said.
+        ValueError: several stages and parameters: a cell does not declare which stage computes
+            the gradients of the parameters.
     """
     if id(spec) not in _LAYOUTS:
         _LAYOUTS[id(spec)] = (spec, _layout(spec))

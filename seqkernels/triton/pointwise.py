@@ -1,9 +1,9 @@
-"""One step of any pointwise cell, fused: what stands around the two products of a step.
+"""One step of any pointwise cell, fused: everything but the two products of a step.
 
 Computes new state and saved values from gates that are given, and the gradient of that.
 Program (p, q) owns rows p, p + programs, ... of the batch, in the q-th block of BLOCK units.
 On chip: everything between the loads and the stores, in float32.
-Synchronises on nothing.
+No synchronisation.
 
 Limitations: arithmetic is float32, storage float32, float16 or bfloat16.
 """
@@ -22,7 +22,7 @@ from .states import add_states, load_states, store_states
 from .tiles import load_planes, store_grads, store_saved, store_through
 
 _BLOCK = 256
-# The largest grid of axis 0 that is asked for: rows beyond it are taken in a loop.
+# The largest size of axis 0 of a grid: programs loop over the rows beyond it.
 _PROGRAMS = 1 << 16
 
 
@@ -75,17 +75,17 @@ def backward_kernel(
 
 
 def aligned(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Contiguous tensors that begin at 16 bytes: others would be kernels of their own, slower."""
+    """Contiguous tensors aligned to 16 bytes: Triton compiles slower kernels for others."""
     found = [x if x is None else x.contiguous() for x in tensors]
     return [x if x is None or x.data_ptr() % 16 == 0 else x.clone() for x in found]
 
 
 def launch_rows(kernel, rows: int, h: Tensor, arguments: tuple, sizes: tuple = (), **constants):
-    """Launch a kernel whose programs take rows in turn and units in blocks.
+    """Launch a kernel whose programs loop over rows and take one block of units each.
 
     Args:
         kernel: takes `arguments`, the spans of H, `sizes` and the constants SPAN and BLOCK.
-        rows: how many rows there are to take.
+        rows: how many rows there are.
         h: a state [N, H], for H, the dtype and the device.
         arguments: before the spans.
         sizes: behind them.

@@ -1,6 +1,6 @@
-"""Sequence kernels, one program per slice of the batch: the recurrence of any cell.
+"""Sequence kernels, one program per batch slice: the recurrence of any cell.
 
-Computes the whole sequence of BLOCK_N rows, forward or backward, tile of units by tile of units.
+Computes the whole sequence of BLOCK_N rows, forward or backward, panel of units by panel.
 Program p owns rows p * BLOCK_N ... for all steps, so programs never wait for each other.
 On chip: one tile of gates at a time. h is read back from `output` (the gate gradients from
 `grad_gates_x`), what is carried in float32 from a buffer, and so is what one stage of a step leaves
@@ -47,21 +47,21 @@ def forward_kernel(
         at_rows, at_index = rows[:, None], index[:, None]
         for STAGE in tl.static_range(STAGES):
             if STAGE == 0:
-                operand = tl.where(started, output + previous * H, h_0 + rows * H)
-                operand_mask = enters
+                left = tl.where(started, output + previous * H, h_0 + rows * H)
+                left_mask = enters
             else:
-                operand = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
-                operand_mask = alive
+                left = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
+                left_mask = alive
             for first_unit in range(0, H, BLOCK_H):
                 units = first_unit + tl.arange(0, BLOCK_H)
                 unit_mask = units < H
                 gates = products.gates_product(
-                    operand, operand_mask,
+                    left, left_mask,
                     products.stage_weight(weight, CELL.stages[STAGE].first_gate, H), first_unit, H,
                     CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
                 )  # fmt: skip
-                bias_rows = tiles.load_rows(bias, units, unit_mask, H, 0, CELL.gates)
-                gates_h = tiles.gates_of(gates, bias, bias_rows, CELL, STAGE)
+                biases = tiles.load_vectors(bias, units, unit_mask, H, 0, CELL.gates)
+                gates_h = tiles.gates_of(gates, bias, biases, CELL, STAGE)
                 at_units, tile = units[None, :], tiles.outer(alive, unit_mask)
                 # What enters is carried, or the first state, or zero.
                 continued = tiles.outer(enters & started, unit_mask)
@@ -71,11 +71,11 @@ def forward_kernel(
                     states.load_states(h_0, c_0, at_rows, at_units, begun, H, CARRIES, CELL),
                     CARRIES,
                 )
-                results, values = FORWARD(
-                    tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates), gates_h,
-                    state, tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
-                    states.load_between(between, at_rows, at_units, tile, H, CELL, STAGE), STAGE,
-                )  # fmt: skip
+                inputs = tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates)
+                parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates,
+                                                CELL.parameters)  # fmt: skip
+                before = states.load_between(between, at_rows, at_units, tile, H, CELL, STAGE)
+                results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
                 states.store_stage(
                     results, values, operands, between, carried, output, c_sequence, h_n, c_n,
                     saved, at_index, tile, at_rows, tiles.outer(last, unit_mask), at_units, H, CELL,
@@ -96,8 +96,8 @@ def backward_kernel(
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp. None stands for what is absent; the bias is for its parameters.
 
-    Float32 `carried` holds gradients of states, [N, ..*H]. One iteration more than there are steps:
-    the last only brings the gradients of the first state.
+    Float32 `carried` holds gradients of states, [N, ..*H]. There is one iteration more than
+    steps: the last only computes the gradients of the first state.
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
@@ -139,16 +139,16 @@ def backward_kernel(
                                               new_tile, H, CELL)  # fmt: skip
                     grads = states.add_states(grads, grad_output, grad_c_sequence, at_index,
                                               at_units, tile, H, CELL)  # fmt: skip
-                values, old_state, new_state = states.load_kept(
+                values, old_state, new_state = states.load_for_backward(
                     output, c_sequence, saved, at_index, tile, h_0, c_0, before[:, None],
                     tiles.outer(follows, unit_mask), at_rows,
                     tiles.outer(enters & tiles.off(follows), unit_mask), at_units, H, CELL,
                 )  # fmt: skip
+                parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates,
+                                                CELL.parameters)  # fmt: skip
                 grad_x, beside, grad_state = BACKWARD(
-                    values, old_state, new_state,
-                    tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters), grads,
-                    STAGE,
-                )  # fmt: skip
+                    values, old_state, new_state, parameters, grads, STAGE
+                )
                 tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units,
                                   tile, H, CELL, STAGE, None)  # fmt: skip
                 if STAGE + 1 < STAGES:

@@ -1,6 +1,6 @@
 """The states of a cell in memory and between steps: tuples of blocks, one for each state.
 
-h has tensors of its own, [.., H]; all other states stand side by side in one more, [.., (S-1)*H],
+h has tensors of its own, [.., H]; all other states lie side by side in one more, [.., (S-1)*H],
 and so do those that are carried between steps in float32. `at` are rows and `units` units, in any
 shapes that broadcast to a block. () stands for a state that is not carried, or not read.
 """
@@ -13,7 +13,7 @@ from .tiles import load_planes, store_saved
 
 @triton.jit
 def place_of(at, units, H, COUNT: tl.constexpr, NUMBER: tl.constexpr):
-    """Offset of one of COUNT values of each unit that stand side by side in a row."""
+    """Offset of one of COUNT values of each unit that lie side by side in a row."""
     return at * (COUNT * H) + (NUMBER * H + units)
 
 
@@ -124,8 +124,8 @@ def flowing(grad, passed, CELL: tl.constexpr):
 
 
 @triton.jit
-def load_kept(output, c_sequence, saved, at, mask, h_0, c_0, before, follows, rows, begins, units,
-              H, CELL: tl.constexpr):  # fmt: skip
+def load_for_backward(output, c_sequence, saved, at, mask, h_0, c_0, before, follows, rows, begins,
+                      units, H, CELL: tl.constexpr):  # fmt: skip
     """What a backward reads of a step: (saved values, states before it, states after it).
 
     The states before are those of the step at `before`, the first ones, or zero.

@@ -1,6 +1,6 @@
 """The stepwise schedule: for each stage of a step a product through torch and a fused cell kernel.
 
-For what no sequence kernel runs well: large batches of large recurrences. It takes every shape,
+For what no other schedule runs well: large batches of large H. It takes every shape,
 never waits for the device and can be captured in a CUDA graph. The products follow torch's own
 switch for TF32 in matrix products, as csrc/cuda/stepwise/stepwise.cpp does.
 Kernels: program (p, q) owns rows p, p + programs, ... of the batch, in the q-th block of BLOCK
@@ -44,13 +44,13 @@ def forward_kernel(
         limit = tiles.row_limit(lengths, row, t, H)
         mask = units < limit
         enters = units < tiles.entering_limit(reset, row, t, N, limit)
-        # Of a row that is reset the product of the first stage read an h that does not enter.
+        # In a row that is reset, the product of the first stage has read an h that does not enter.
         read = enters if STAGE == 0 else mask
         planes = tiles.load_planes(products, row, units, read, H, CELL.stages[STAGE].gates)
-        bias_rows = tiles.load_rows(bias, units, mask, H, 0, CELL.gates)
-        gates_h = tiles.gates_of(planes, bias, bias_rows, CELL, STAGE)
+        biases = tiles.load_vectors(bias, units, mask, H, 0, CELL.gates)
+        gates_h = tiles.gates_of(planes, bias, biases, CELL, STAGE)
         state = states.load_carried(carried, row, units, enters, H, CELL)
-        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        parameters = tiles.load_vectors(bias, units, mask, H, CELL.gates, CELL.parameters)
         before = states.load_between(between, row, units, mask, H, CELL, STAGE)
         inputs = tiles.load_planes(gates_x, at + row, units, mask, H, CELL.gates)
         results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
@@ -73,8 +73,8 @@ def backward_kernel(
     `before` is the step whose state entered, or -1, with `before_rows` rows from `before_at` on;
     `behind` the step that the backward came from, or -1. `recurrent` is what came through its
     product, `grad_operand` what came through that of the stage behind; carried_h and carried_c,
-    float32, is the rest: of rows past their end, everything. `through` [N, G*H] are the gradients
-    that flow through the products, for cells for which those are not columns of grad_gates_x.
+    float32, are the rest, and in rows past their end everything. `through` [N, G*H] holds the
+    gradients that flow through the products, for cells with separate gates.
     """
     H = spans * SPAN
     STATES: tl.constexpr = CELL.states
@@ -106,11 +106,11 @@ def backward_kernel(
                                       CELL)  # fmt: skip
         else:
             grads = (tl.load(grad_operand + place, mask=mask, other=0.0).to(tl.float32),)
-        values, old_state, new_state = states.load_kept(
+        values, old_state, new_state = states.load_for_backward(
             output, c_sequence, saved, at + row, mask, h_0, c_0, before_at + row,
             units < follow_limit, row, enters & (units >= follow_limit), units, H, CELL,
         )  # fmt: skip
-        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        parameters = tiles.load_vectors(bias, units, mask, H, CELL.gates, CELL.parameters)
         grad_x, beside, grad_state = BACKWARD(
             values, old_state, new_state, parameters, grads, STAGE
         )
@@ -129,7 +129,7 @@ def backward_kernel(
                 tl.store(carried, passed + grad_state[k], mask=enters)
 
 
-# Of a step: its number, how many rows it has and the first of them.
+# A step: its number, how many rows it has and the first of them.
 Place = tuple[int, int, int]
 
 
@@ -165,10 +165,11 @@ def forward(
         operands = h_0.new_zeros(batch, (len(stages) - 1) * hidden_size)
         between = h_0.new_empty(batch, layout.kept * hidden_size, dtype=torch.float32)
     h_n.copy_(h_0)
-    read = (h_n, *(() if operands is None else operands.split(hidden_size, 1)))
+    # What the product of every stage reads.
+    lefts = (h_n, *(() if operands is None else operands.split(hidden_size, 1)))
     for t, rows, at in steps:
-        for i, (operand, weight, product) in enumerate(zip(read, weights, products, strict=True)):
-            torch.mm(operand[:rows], weight.t(), out=product[:rows])
+        for i, (left, weight, product) in enumerate(zip(lefts, weights, products, strict=True)):
+            torch.mm(left[:rows], weight.t(), out=product[:rows])
             launch_rows(
                 forward_kernel, rows, h_0,
                 (gates_x, product, bias_hh, h_n, carried, between, operands, lengths, reset, output,

@@ -1,7 +1,8 @@
 """Building blocks of the sequence kernels: planes of gates, rows in time.
 
 A tile is [BLOCK_N, BLOCK_H]: rows of the batch by hidden units.
-Kernels get H as `spans` of SPAN units, so that the compiler knows a divisor of every row's address.
+H is passed to kernels as `spans` of SPAN units, which gives the compiler a divisor of every row's
+address.
 """
 
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
-    """The COUNT values of each unit that stand side by side in a row, in float32; () if none."""
+    """The COUNT values of each unit that lie side by side in a row, in float32; () if none."""
     planes = ()
     for k in tl.static_range(COUNT):
         place = tensor + at * (COUNT * H) + units + k * H
@@ -21,9 +22,9 @@ def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
 @triton.jit
 def store_planes(tensor, values, at, units, mask, H, PLACES: tl.constexpr,
                  FLAGS: tl.constexpr = None, FLAG: tl.constexpr = None):  # fmt: skip
-    """Store values that stand side by side in a row: in plane k that at PLACES[k], -1 for none.
+    """Store values that lie side by side in a row: in plane k the one at PLACES[k], -1 for none.
 
-    With a FLAG only the planes whose flag is equal.
+    With a FLAG, only planes with that flag are stored.
     """
     COUNT: tl.constexpr = len(PLACES)
     for k in tl.static_range(COUNT):
@@ -33,7 +34,7 @@ def store_planes(tensor, values, at, units, mask, H, PLACES: tl.constexpr,
 
 @triton.jit
 def store_saved(saved, values, at, units, mask, H, CELL: tl.constexpr, STAGE: tl.constexpr):
-    """Store the saved values of a stage if they are asked for."""
+    """Store the saved values of a stage, if there is a tensor for them."""
     PLACES: tl.constexpr = CELL.stages[STAGE].saved_at
     if saved is not None:
         store_planes(saved, values, at, units, mask, H, PLACES)
@@ -74,24 +75,24 @@ def store_through(through, grad_x, beside, at, units, unit_mask, mask, H, CELL: 
 
 
 @triton.jit
-def load_rows(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
+def load_vectors(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """Biases, or the parameters that follow them, from number FIRST on; () without a bias."""
-    rows = ()
+    vectors = ()
     if bias is not None:
         for k in tl.static_range(FIRST, FIRST + COUNT):
-            row = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
-            rows = rows + (row,)
-    return rows
+            vector = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
+            vectors = vectors + (vector,)
+    return vectors
 
 
 @triton.jit
-def gates_of(products, bias, rows, CELL: tl.constexpr, STAGE: tl.constexpr):
-    """Products of a stage and, with a bias, its rows, by the number of the gate."""
+def gates_of(products, bias, biases, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Products of a stage plus, if there is a bias, its values, by the number of the gate."""
     FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
     COUNT: tl.constexpr = CELL.stages[STAGE].gates
     sums = ((),) * FIRST
     for k in tl.static_range(COUNT):
-        sums = sums + (products[k] if bias is None else products[k] + rows[FIRST + k],)
+        sums = sums + (products[k] if bias is None else products[k] + biases[FIRST + k],)
     return sums + ((),) * (CELL.gates - FIRST - COUNT)
 
 
@@ -137,8 +138,8 @@ def off(mask):
 
 
 @triton.jit
-def kept(reset, t, rows, N, mask):
-    """Where the state enters step t: `mask` without the rows that are reset there."""
+def entering(reset, t, rows, N, mask):
+    """Where a state enters step t: `mask` without the rows that are reset there."""
     if reset is None:
         return mask
     else:
@@ -147,11 +148,15 @@ def kept(reset, t, rows, N, mask):
 
 @triton.jit
 def forward_rows(s, steps, reverse, rows, N, length, offsets, reset):
-    """Each row at the s-th step: (its index, whether it is alive, its state enters, it ends)."""
+    """Each row at the s-th step.
+
+    Returns:
+        Its index; whether it is alive, whether a state enters the step, and whether the row ends.
+    """
     t = time_at(s, steps, reverse)
     alive = t < length
     last = alive & (time_at(length - 1 - t, length, reverse) == 0)
-    return rows_at(t, rows, N, offsets), alive, kept(reset, t, rows, N, alive), last
+    return rows_at(t, rows, N, offsets), alive, entering(reset, t, rows, N, alive), last
 
 
 @triton.jit
@@ -160,13 +165,13 @@ def backward_rows(s, steps, reverse, rows, N, length, offsets, reset):
 
     Returns:
         Its index and that of the step before; whether it is alive, whether a state enters the step,
-        and whether that is the state of the step before: otherwise it is the first one.
+        and whether that is the state after the step before: otherwise it is the first one.
     """
     t = time_at(s, steps, 1 - reverse)
     before = t - 1 + 2 * reverse
     alive = within(t, length)
     inside = tl.minimum(tl.maximum(t, 0), steps - 1)
-    enters = kept(reset, inside, rows, N, alive)
+    enters = entering(reset, inside, rows, N, alive)
     index = rows_at(inside, rows, N, offsets)
     before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
     return index, before_index, alive, enters, enters & within(before, length)

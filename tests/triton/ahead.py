@@ -183,7 +183,7 @@ def matrix(arch, whole):
     """Every kind of kernel at its largest: (cell, direction, dtype, mode, H, plan) each.
 
     Of the plans of a schedule that any shape may get, the one with the largest tiles; where the
-    weights are resident also the one with the most parts. Unless the `whole` matrix is asked for,
+    weights are resident also the one with the most chunks. Unless the `whole` matrix is asked for,
     what differs least is left out: rnn_relu, the middle hidden sizes, and each 16-bit dtype for
     half of the hidden sizes.
     """
@@ -206,10 +206,10 @@ def matrix(arch, whole):
                         def tile(x):
                             return x[1].block_n * x[1].block_h * x[1].block_k, x[0]
 
-                        def parts(x):
-                            return sum(x[1].parts(spec, x[0], direction)), tile(x)  # noqa: B023
+                        def chunks(x):
+                            return sum(x[1].chunks(spec, x[0], direction)), tile(x)  # noqa: B023
 
-                        keys = (tile, parts) if kind == "resident" else (tile,)
+                        keys = (tile, chunks) if kind == "resident" else (tile,)
                         for hidden_size, plan in {max(plans, key=key) for key in keys}:
                             yield cell, direction, dtype, mode, hidden_size, plan
 
