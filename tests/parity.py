@@ -238,6 +238,47 @@ def check_sequence(
             assert_parity(ours, theirs, exact, name)
 
 
+def check_gradients(
+    cell: str, case: Case, forward: Callable, backward: Callable, **options
+) -> None:
+    """`gradcheck` in float64 of all results in all floating inputs, parameters included.
+
+    Args:
+        cell: a key of `CELLS`.
+        case: tiny sizes, since both ops run for every number of their inputs or results.
+        forward: a sequence op.
+        backward: its backward.
+        options: further arguments of `gradcheck`.
+    """
+    values, layout = inputs_of(cell, case, torch.float64)
+    leaves = [v.requires_grad_() for v in values if v is not None]
+
+    class Recurrence(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *leaves):
+            given = [*leaves, None][:5]
+            *results, saved = forward(*given, *layout, True)
+            ctx.save_for_backward(*leaves, results[0], results[3], saved)
+            return tuple(r for r in results if r.numel())
+
+        @staticmethod
+        def backward(ctx, *grads):
+            *leaves, output, c_sequence, saved = ctx.saved_tensors
+            given = [*leaves, None][:5]
+            kept = (*given[1:], output, c_sequence, saved, *layout)
+            found = backward(*[*grads, None, None][:4], *kept)
+            return _gradients(cell, given, found, saved, output, layout)[: len(leaves)]
+
+    torch.autograd.gradcheck(Recurrence.apply, leaves, **options)
+
+
+def _gradients(cell, given, found, saved, output, layout):
+    """Of gates_x, weight_hh, bias_hh and the states, from what a backward op returns."""
+    spec, (_, _, _, h_0, _), (grad_x, grad_h, *states) = CELLS[cell], given, found
+    weight = weight_hh_grad(spec, grad_x, grad_h, saved, h_0, output, *layout)
+    return (grad_x, weight, bias_grads(spec, grad_x, grad_h)[1], *states)
+
+
 def name_of(op: Callable) -> str:
     """What a record calls a forward: an op by its own name, without library and overload."""
     return str(op).split(".")[1] if isinstance(op, torch._ops.OpOverload) else op.__qualname__

@@ -37,7 +37,7 @@ ROWS = {"one row": Sizes(1, 6, 20, 70, 2), "five rows": Sizes(5, 5, 10, 37, 2)}
 TRITON = [
     f"{cell} {schedule}"
     for cell in ("lstm", "gru_reset_before")
-    for schedule in ("sliced", "cooperative", "stepwise")
+    for schedule in ("sliced", "persistent", "stepwise")
 ]
 
 _Check = Callable[[], None]

@@ -13,7 +13,7 @@ from .plan import losing_batch, precision
 
 __all__ = ["can_run", "stands_behind"]
 
-# Looked up once: the compiler of torch traces `can_run`, and cannot trace a search for modules.
+# Looked up once: torch.compile traces `can_run`, and cannot trace a search for modules.
 _INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,22 +1,22 @@
 """The mathematics of every cell: the Triton twin of csrc/cells/, same names, same order.
 
 A cell is a pair of jit functions that kernels take as constexpr arguments, and its declaration in
-seqkernels/cells.py; no kernel knows of it. Every value is a float32 block. The functions know
-nothing of batches, time, pointers or storage types.
+seqkernels/cells.py; kernels do not depend on it. Every value is a float32 block. The functions do
+not depend on batches, time, pointers or storage types.
 
     forward(gates_x, gates_h, state, parameters, saved, STAGE) -> (results, saved)
     backward(saved, state, new_state, parameters, grads, STAGE)
         -> (grad_gates_x, beside, grad_state)
 
 Everything but STAGE is a tuple: of G gates, S states, P parameters, K saved values. `results` are
-the new states or, of a stage that another follows, what the product of that one reads, alone;
-`grads` are the whole gradients of those. `beside` are columns of grad_gates_h: gradients of the
-separate gates, then of the parameters. grad_state is without what flows through the products; what
-several stages give is added.
-() stands for what a cell is not given: gates_h of other stages, saved values that are not kept,
-states that its backward does not read, and h in the forward of a cell that does not use it: of that
-one the gradient is zero, and not read. A stage returns the saved values that it `saves`, the gates
-that it `grads` and the separate ones among these, each in that order.
+the new states or, in a stage that another follows, only what the product of that one reads;
+`grads` are their whole gradients. `beside` are columns of grad_gates_h: gradients of the separate
+gates, then of the parameters. grad_state leaves out what flows through the products; the gradients
+from several stages are added up.
+() stands for what a cell does not read: gates_h of other stages, saved values that are not kept,
+states that its backward does not declare, and h in the forward of a cell with `uses_h=False`, whose
+grad_state[0] must be 0.0. A stage returns the saved values in its `saves`, the gates in its
+`grads`, and of `beside` the separate gates among these and its `parameters`, each in that order.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ import triton.language as tl
 def sigmoid(x):
     """1 / (1 + exp(-x)).
 
-    Within 4 units in the last place where x >= -87, for an exponential that is within 2.5; below,
-    what is given stays under 2^-125.
+    Within 4 units in the last place where x >= -87, for an exponential that is within 2.5; below
+    that, the result stays under 2^-125.
     """
     return 1.0 / (1.0 + tl.exp(-x))
 

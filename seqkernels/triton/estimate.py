@@ -1,6 +1,6 @@
 """What a step costs, in clocks: an estimate from data-sheet rates that orders the plans.
 
-No measurement stands behind any number here yet; each awaits `make gpu` and bench/results.
+None of these numbers has been measured yet; `make gpu` and bench/results are to replace them.
 `SEQKERNELS_TRITON_TUNE=1` measures the best few plans instead (tune.py).
 """
 
@@ -29,14 +29,14 @@ _CLOCKS_PER_MICROSECOND = 1700
 # Microseconds that the host needs for one product and one cell kernel: called from C++ one after
 # another, and from Python through Triton's launcher.
 COMPILED_PAIR, PYTHON_PAIR = 10, 30
-# A fused schedule stands behind a stepwise one only where its estimate is this many times the
-# stepwise one's: neither is known better than that.
+# A stepwise schedule is preferred to a fused one only where the latter's estimate is this many
+# times its own: neither estimate is more accurate than that.
 CLEARLY = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a plan must know of a GPU: multiprocessors, bytes of shared memory of a program."""
+    """What a plan depends on: multiprocessors, and bytes of shared memory of a program."""
 
     multiprocessors: int
     shared_memory: int
@@ -44,7 +44,7 @@ class Device:
 
 @lru_cache(maxsize=16)
 def device_of(device: torch.device) -> Device:
-    """The facts of a CUDA device; of any other (the interpreter's) those of an H100."""
+    """The numbers of a CUDA device; for any other, as in the interpreter, those of an H100."""
     if device.type != "cuda":
         return Device(132, 227 << 10)
     properties = torch.cuda.get_device_properties(device)
@@ -78,7 +78,7 @@ def fused_cost(
         step += plan.block_n * depth * itemsize / _L2_RATE
         step += real * depth * itemsize / (_SHARED_RATE if plan.resident else _L2_RATE)
         step += plan.block_n * wide * depth / _TILE_RATE["16" if itemsize == 2 else mode]
-    tiles = 1 if plan.schedule == "cooperative" else -(-hidden_size // plan.block_h)
+    tiles = 1 if plan.schedule == "persistent" else -(-hidden_size // plan.block_h)
     waves = -(-plan.grid(batch, hidden_size)[0] // device.multiprocessors)
     return waves * (tiles * step + len(spec.stages) * (_EXCHANGE if shared else _BARRIER))
 

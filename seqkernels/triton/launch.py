@@ -1,7 +1,7 @@
-"""Tensors to kernel launches: allocation, layout, and the plan that a shape gets.
+"""From tensors to kernel launches: allocation, layout, and the choice of a plan.
 
 Arguments and results are those of the ops (csrc/ops.cpp). Nothing here waits for the device, unless
-`SEQKERNELS_TRITON_TUNE=1` asks for plans to be measured (tune.py).
+`SEQKERNELS_TRITON_TUNE=1` turns on the measuring of plans (tune.py).
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 from ..cells import CELLS
 from ..ops.packed import batch_sizes_on, row_lengths, step_offsets
 from ..ops.registry import absent
-from . import cooperative, sliced, stepwise
+from . import persistent, sliced, stepwise
 from .cells import FUNCTIONS
 from .estimate import device_of
 from .exchange import WAIT_OPTIONS
 from .layout import Layout, layout_of
-from .plan import Plan, candidates, precision
+from .plan import Plan, candidates, power_of_two, precision
 from .pointwise import aligned
 from .tune import choose
 
@@ -83,8 +83,8 @@ def backward(
     grad_gates_x = new(*lead, layout.gates * hidden_size)
     grad_gates_h = new(*lead, layout.columns * hidden_size) if layout.columns else None
     # A row of length 0 passes its gradients on.
-    grad_h_0 = _copy_or_zeros(grad_h_n, h_0)
-    grad_c_0 = None if c_0 is None else _copy_or_zeros(grad_c_n, c_0)
+    grad_h_0 = stepwise.copy_or_zeros(grad_h_n, h_0)
+    grad_c_0 = None if c_0 is None else stepwise.copy_or_zeros(grad_c_n, c_0)
     results = (grad_gates_x, grad_gates_h, grad_h_0, grad_c_0)
     if output.numel() > 0:
         if c_0 is None:
@@ -97,29 +97,23 @@ def backward(
     return grad_gates_x, grad_gates_h, grad_h_0, grad_c_0
 
 
-def _copy_or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros_like(like, memory_format=torch.contiguous_format)
-    return grad.clone(memory_format=torch.contiguous_format)
-
-
 def _scratch(plan: Plan, layout: Layout, direction: str, h_0: Tensor) -> list[Tensor | None]:
-    """Zeroed counters of the cooperative kernels; of the others the states carried in float32.
+    """Zeroed counters for the persistent kernels; for sliced ones room for carried states.
 
-    Forward also what passes between the stages of a step.
+    Forward also room for what one stage of a step passes to the next.
     """
     batch, hidden_size = h_0.shape
 
     def room(count: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return h_0.new_empty(batch, count * hidden_size, dtype=dtype) if count else None
 
-    if plan.schedule == "cooperative":
+    if plan.schedule == "persistent":
         groups = -(-batch // plan.block_n)
         found = [torch.zeros(groups, dtype=torch.int32, device=h_0.device)]
     else:
         found = [room(layout.states - layout.first_carried)]
     if direction == "forward":
-        found += [] if plan.schedule == "cooperative" else [room(layout.kept)]
+        found += [] if plan.schedule == "persistent" else [room(layout.kept)]
         found.append(room(len(layout.stages) - 1, h_0.dtype))
     return found
 
@@ -142,7 +136,7 @@ def _launch(
 
     def run(chosen: Plan) -> None:
         if chosen.schedule == "stepwise":
-            order = stepwise.Steps(steps, batch, batch_sizes, reverse)
+            order = stepwise.places(steps, batch, batch_sizes, reverse)
             ends = None if batch_sizes is not None else rows[0]
             getattr(stepwise, direction)(cell, *inputs, ends, flags, *results, order)
             return
@@ -151,9 +145,9 @@ def _launch(
         options |= {"PRECISION": mode, "CELL": layout}
         options[direction.upper()] = getattr(FUNCTIONS[cell], direction)
         kernels = sliced
-        if chosen.schedule == "cooperative":
+        if chosen.schedule == "persistent":
             options |= WAIT_OPTIONS
-            kernels = cooperative
+            kernels = persistent
         getattr(kernels, f"{direction}_kernel")[chosen.grid(batch, hidden_size)](
             *inputs, *rows, flags, *_scratch(chosen, layout, direction, h_0), *results, steps,
             batch, hidden_size // options["SPAN"], int(reverse), **options,
@@ -162,7 +156,7 @@ def _launch(
     with torch.cuda.device_of(like):
         if plan is None:
             # Plans are made for powers of two: a new batch size seldom compiles a new kernel.
-            bucket = max(16, 1 << (batch - 1).bit_length())
+            bucket = max(16, power_of_two(batch))
             mode = precision(like.dtype)
             shape = (cell, direction, itemsize, mode, bucket, hidden_size)
             key = (cell, direction, str(like.dtype), mode, bucket, hidden_size)

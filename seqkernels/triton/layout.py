@@ -1,7 +1,7 @@
 """What kernels and plans derive from a cell's declaration: host only, importable without Triton.
 
-A kernel gets it as one constexpr argument, CELL. All of it is plain values, so its text is the same
-in every process, and with it the name under which Triton keeps a compiled kernel.
+It is passed to a kernel as one constexpr argument, CELL. All of it is plain values, so its text is
+the same in every process, and so is the name under which Triton keeps a compiled kernel.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,10 @@ class Layout:
     Attributes:
         gates, states, saved, parameters: as in CellSpec.
         columns: of grad_gates_h, in units of H.
-        column_of: of every gate: its column there, -1 where its gradient stands in grad_gates_x.
+        column_of: of every gate: its column there, -1 where its gradient is in grad_gates_x.
         first_carried: 0 if kernels carry h in float32 between steps beside the other states, else
             1: where h enters a step through its products alone.
+        carries: of every state, whether kernels carry it in float32.
         reads_state, reads_new_state: of every state, whether the backward reads it.
         kept: how many saved values later stages of a step read.
         kept_at: of every saved value: its place among those, -1 where none reads it.
@@ -57,6 +58,7 @@ class Layout:
     columns: int
     column_of: tuple[int, ...]
     first_carried: int
+    carries: tuple[bool, ...]
     reads_state: tuple[bool, ...]
     reads_new_state: tuple[bool, ...]
     kept: int
@@ -73,7 +75,7 @@ def _stage(spec: CellSpec, stage: Stage, runs: tuple[Run, ...], first_run: int) 
     column_of = _places(spec.separate, spec.gates)
     own = [0 <= gate - stage.first_gate < stage.gates for gate in range(spec.gates)]
     beside = [column_of[gate] for gate in stage.grads if column_of[gate] >= 0]
-    beside += range(len(spec.separate), spec.separate_columns)
+    beside += [len(spec.separate) + parameter for parameter in stage.parameters]
     return StageLayout(
         first_gate=stage.first_gate,
         gates=stage.gates,
@@ -88,8 +90,6 @@ def _stage(spec: CellSpec, stage: Stage, runs: tuple[Run, ...], first_run: int) 
 
 
 def _layout(spec: CellSpec) -> Layout:
-    if spec.parameters and len(spec.stages) > 1:
-        raise ValueError(f"{spec.name}: a cell with parameters must have one stage")
     stages: list[StageLayout] = []
     for stage, runs in zip(spec.stages, spec.runs, strict=True):
         stages.append(_stage(spec, stage, runs, sum(len(before.runs) for before in stages)))
@@ -101,6 +101,7 @@ def _layout(spec: CellSpec) -> Layout:
         columns=spec.separate_columns,
         column_of=_places(spec.separate, spec.gates),
         first_carried=0 if spec.uses_h else 1,
+        carries=tuple(k > 0 or spec.uses_h for k in range(spec.states)),
         reads_state=tuple(k in spec.reads_state for k in range(spec.states)),
         reads_new_state=tuple(k in spec.reads_new_state for k in range(spec.states)),
         kept=len(spec.kept),
@@ -114,11 +115,7 @@ _LAYOUTS: dict[int, tuple[CellSpec, Layout]] = {}
 
 
 def layout_of(spec: CellSpec) -> Layout:
-    """What kernels are told of a cell.
-
-    Raises:
-        ValueError: several stages and parameters: which stage gives their gradients is not said.
-    """
+    """What kernels need to know of a cell."""
     if id(spec) not in _LAYOUTS:
         _LAYOUTS[id(spec)] = (spec, _layout(spec))
     return _LAYOUTS[id(spec)][1]

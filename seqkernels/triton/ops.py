@@ -5,10 +5,11 @@ call.
 """
 
 from functools import partial
+from importlib import import_module
 
 import torch
 
-from ..cells import CELLS
+from ..cells import CELLS, CellSpec
 from ..ops import register_cell, register_sequence
 
 _SEQUENCE = (
@@ -35,42 +36,24 @@ _CELL_BACKWARD = (
 _LIBRARY = torch.library.Library("seqkernels", "FRAGMENT")
 
 
-def _sequence(cell, *args):
-    from . import launch
-
-    return launch.forward(cell, *args)
-
-
-def _sequence_backward(cell, *args):
-    from . import launch
-
-    return launch.backward(cell, *args)
+def _run(module: str, direction: str, cell: str, *arguments):
+    """Call a function of a module that is imported only now."""
+    return getattr(import_module(module, __package__), direction)(cell, *arguments)
 
 
-def _cell(cell, *args):
-    from . import pointwise
-
-    return pointwise.forward(cell, *args)
-
-
-def _cell_backward(cell, *args):
-    from . import pointwise
-
-    return pointwise.backward(cell, *args)
-
-
-def _define(name: str, schema: str, function, cell: str) -> None:
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, partial(function, cell), "CUDA")
+def _define(spec: CellSpec, kind: str, module: str, forward: str, backward: str) -> None:
+    """Define `<cell>_<kind>_triton` and its backward with these schemas."""
+    name = f"{spec.name}_{kind}_triton"
+    schemas = {"forward": name + forward, "backward": f"{name}_backward{backward}"}
+    for direction, schema in schemas.items():
+        _LIBRARY.define(schema)
+        run = partial(_run, module, direction, spec.name)
+        _LIBRARY.impl(schema.split("(")[0], run, "CUDA")
 
 
 for _spec in CELLS.values():
-    _define(f"{_spec.name}_sequence_triton", _SEQUENCE, _sequence, _spec.name)
-    _define(
-        f"{_spec.name}_sequence_triton_backward", _SEQUENCE_BACKWARD, _sequence_backward, _spec.name
-    )
+    _define(_spec, "sequence", ".launch", _SEQUENCE, _SEQUENCE_BACKWARD)
     register_sequence(_spec, "_triton")
     if _spec.pointwise:
-        _define(f"{_spec.name}_cell_triton", _CELL, _cell, _spec.name)
-        _define(f"{_spec.name}_cell_triton_backward", _CELL_BACKWARD, _cell_backward, _spec.name)
+        _define(_spec, "cell", ".pointwise", _CELL, _CELL_BACKWARD)
         register_cell(_spec, "_triton")

@@ -1,6 +1,6 @@
-"""Which schedule and tile sizes a shape gets: host only, no Triton, tested without a GPU.
+"""The schedule and tile sizes for a shape: host only, no Triton, tested without a GPU.
 
-Three schedules: "sliced" (one program owns a slice of the batch), "cooperative" (a group of
+Three schedules: "sliced" (one program owns a batch slice), "persistent" (a group of
 programs shares it) and "stepwise" (a product through torch and a cell kernel each step). The
 candidates of a shape are few, pruned by registers, shared memory and co-residency, and ordered by
 estimate.py.
@@ -22,19 +22,19 @@ _ACCUMULATOR = {
     True: {"16": 16, "tf32": 16, "ieee": 16},
     False: {"16": 16, "tf32": 16, "ieee": 8},
 }
-# Limits of resident weights, beyond which operands spill: parts of a product's depth where loads
+# Limits of resident weights, beyond which registers spill: chunks of a product's depth where loads
 # are short, and bytes of a column with tiles of more than 128 values.
-_SHORT_PARTS, _WIDE_BYTES = 8, 3072
-# Left of the shared memory for what the compiler keeps there beside the operands.
+_SHORT_CHUNKS, _WIDE_BYTES = 8, 3072
+# Shared memory left for what the compiler keeps there besides what is multiplied.
 _SHARED_RESERVE = 4 << 10
 
 
 def span(hidden_size: int, itemsize: int) -> int:
     """The largest power of two that divides H, up to the elements of a load of 16 bytes.
 
-    Kernels take H as a number of spans, so the compiler knows how far it may vectorise. Without
-    that a hidden size that is no multiple of 16 has an address of its own for every element, and
-    the addresses spill.
+    H is passed to kernels as a number of spans, which tells the compiler how far it may vectorise.
+    Without that, where H is no multiple of 16, every element has an address of its own, and the
+    addresses spill.
     """
     return gcd(hidden_size, 16 // itemsize)
 
@@ -44,11 +44,11 @@ class Plan:
     """One way to run a sequence.
 
     Attributes:
-        schedule: "sliced", "cooperative" or "stepwise"; the last has no tiles.
+        schedule: "sliced", "persistent" or "stepwise"; the last has no tiles.
         block_n, block_h, block_k: rows, units and depth of a tile; with `split`, depth of one warp.
         num_warps, num_stages: as Triton means them.
-        split: parts of a product's depth, one per warp, or 1 (cooperative alone).
-        resident: the weights stay in shared memory (cooperative with split alone).
+        split: warps that share the depth of a product, or 1 (persistent alone).
+        resident: the weights stay in shared memory (persistent with split alone).
     """
 
     schedule: str
@@ -61,32 +61,32 @@ class Plan:
     resident: bool = False
 
     def members(self, hidden_size: int) -> int:
-        """Programs that share a slice of the batch."""
-        return -(-hidden_size // self.block_h) if self.schedule == "cooperative" else 1
+        """Programs that share a batch slice."""
+        return -(-hidden_size // self.block_h) if self.schedule == "persistent" else 1
 
     def grid(self, batch: int, hidden_size: int) -> tuple[int]:
         """Programs of the launch."""
         return (-(-batch // self.block_n) * self.members(hidden_size),)
 
-    def parts(self, spec: CellSpec, hidden_size: int, direction: str) -> tuple[int, ...]:
-        """Tiles of the depth of each product."""
-        part = self.split * self.block_k
-        return tuple(-(-depth * hidden_size // part) for _, depth in products(spec, direction))
+    def chunks(self, spec: CellSpec, hidden_size: int, direction: str) -> tuple[int, ...]:
+        """Chunks of the depth of each product."""
+        chunk = self.split * self.block_k
+        return tuple(-(-depth * hidden_size // chunk) for _, depth in products(spec, direction))
 
     def shared_bytes(self, spec: CellSpec, hidden_size: int, direction: str, itemsize: int) -> int:
         """An upper estimate of the shared memory of one program."""
-        part, widest = self.split * self.block_k, 0
-        parts = self.parts(spec, hidden_size, direction)
+        chunk, widest = self.split * self.block_k, 0
+        chunks = self.chunks(spec, hidden_size, direction)
         weights = 0
-        for (gates, _), tiles in zip(products(spec, direction), parts, strict=True):
+        for (gates, _), count in zip(products(spec, direction), chunks, strict=True):
             columns = width(gates) * self.block_h
-            weights += tiles * part * columns * itemsize
-            stages = self.num_stages * part * (columns + self.block_n) * itemsize
+            weights += count * chunk * columns * itemsize
+            stages = self.num_stages * chunk * (columns + self.block_n) * itemsize
             widest = max(widest, self.split * self.block_n * columns * 4)
             widest = widest if self.resident else max(widest, stages)
         if not self.resident:
             return widest
-        return weights + max(sum(parts) * part * self.block_n * itemsize, widest)
+        return weights + max(sum(chunks) * chunk * self.block_n * itemsize, widest)
 
     def refusal(
         self, device: Device, spec: CellSpec, batch: int, hidden_size: int, direction: str,
@@ -123,16 +123,16 @@ class Plan:
         }
         short = narrow(hidden_size, itemsize)
         if self.split == 1 or itemsize == 2 and (short or not self.resident):
-            # All there are: the compiler would otherwise stop earlier and spill. With resident
-            # weights, and in float32 where the depth is split, it does better by itself.
+            # All registers of a thread: the compiler would otherwise use fewer and spill. With
+            # resident weights, and in float32 with a split depth, its own choice is better.
             options["maxnreg"] = 255
         if self.schedule == "sliced":
             return options
         alone = self.members(hidden_size) == 1
         options |= {"SPLIT": self.split, "ALONE": alone, "launch_cooperative_grid": not alone}
-        tiles = self.parts(spec, hidden_size, direction)
-        # Parts that are loaded before the first is multiplied, as registers allow.
-        options |= {"TILES": tiles if self.resident else (0,) * len(tiles)}
+        chunks = self.chunks(spec, hidden_size, direction)
+        options |= {"CHUNKS": chunks if self.resident else (0,) * len(chunks)}
+        # Chunks that are loaded before the first is multiplied, as registers allow.
         return options | {"AHEAD": 2 if short else 8}
 
 
@@ -149,8 +149,9 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _power_of_two(n: int, low: int, high: int) -> int:
-    return min(max(1 << (n - 1).bit_length(), low), high)
+def power_of_two(n: int) -> int:
+    """The smallest one that is not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 def narrow(hidden_size: int, itemsize: int) -> bool:
@@ -158,30 +159,23 @@ def narrow(hidden_size: int, itemsize: int) -> bool:
     return span(hidden_size, itemsize) < 4
 
 
-def _sliced(block_k: int) -> Iterator[Plan]:
-    """One program per slice of the batch; runs everything."""
-    for block_n in (16, 32):
-        for block_h in (16, 32):
-            yield Plan("sliced", block_n, block_h, block_k)
-
-
-def _cooperative(hidden_size: int, itemsize: int, block_k: int, depth: int) -> Iterator[Plan]:
-    """Several programs per slice; the smallest H fit one program."""
-    # Short products leave parts of the depth empty when every warp takes a deep one, and deeper
-    # ones spill.
+def _persistent(hidden_size: int, itemsize: int, block_k: int, depth: int) -> Iterator[Plan]:
+    """Several programs per batch slice; the smallest H fit one program."""
+    # Where every warp takes a deep chunk, short products leave some of it empty, and the deepest
+    # chunks spill.
     deepest = 16 if narrow(hidden_size, itemsize) else 32
-    split_k = _power_of_two(-(-depth // 4), 16, min(block_k, deepest))
+    split_k = min(max(power_of_two(-(-depth // 4)), 16), block_k, deepest)
     for block_n in (16, 32):
         for block_h in (8, 16):
             if block_h < 2 * hidden_size:
-                plan = Plan("cooperative", block_n, block_h, split_k, 4, 2, split=4)
+                plan = Plan("persistent", block_n, block_h, split_k, 4, 2, split=4)
                 yield replace(plan, resident=True)
                 yield plan
     # Many rows: the warps share a tile instead.
     for block_n in (16, 32, 64):
         for block_h in (16, 32, 64):
             if block_h < 2 * hidden_size:
-                yield Plan("cooperative", block_n, block_h, block_k, 8, 3)
+                yield Plan("persistent", block_n, block_h, block_k, 8, 3)
 
 
 @lru_cache(maxsize=1024)
@@ -204,7 +198,8 @@ def candidates(
     short = narrow(hidden_size, itemsize)
     block_k = 16 if itemsize == 4 and mode == "ieee" else 128 // itemsize >> short
     depth = hidden_size * products(spec, direction)[0][1]
-    plans = [*_sliced(block_k), *_cooperative(hidden_size, itemsize, block_k, depth)]
+    plans = [Plan("sliced", n, h, block_k) for n in (16, 32) for h in (16, 32)]
+    plans += _persistent(hidden_size, itemsize, block_k, depth)
     shape = (device, spec, batch, hidden_size, direction, itemsize)
     rows = (spec, hidden_size, direction, itemsize, mode)
     allowed = [p for p in plans if fits(p, *rows) and p.refusal(*shape) is None]
@@ -216,16 +211,16 @@ def candidates(
 def fits(
     plan: Plan, spec: CellSpec, hidden_size: int, direction: str, itemsize: int, mode: str
 ) -> bool:
-    """Whether a program's tiles fit the registers: what was seen to compile without spills."""
+    """Whether a program's tiles fit the registers: what has been compiled without spills."""
     threads, kind = 32 * plan.num_warps, "16" if itemsize == 2 else mode
     short = narrow(hidden_size, itemsize)
     columns = plan.block_h * max(width(gates) for gates, _ in products(spec, direction))
     accumulator = _ACCUMULATOR[plan.split > 1][kind]
     if plan.resident:
-        parts = plan.parts(spec, hidden_size, direction)
-        if kind == "ieee" or short and sum(parts) > _SHORT_PARTS:
+        chunks = plan.chunks(spec, hidden_size, direction)
+        if kind == "ieee" or short and sum(chunks) > _SHORT_CHUNKS:
             return False
-        column = max(parts) * plan.split * plan.block_k * itemsize
+        column = max(chunks) * plan.split * plan.block_k * itemsize
         if plan.block_n * plan.block_h > 128 and column > _WIDE_BYTES:
             return False
         accumulator *= 2 if kind == "16" else 1
@@ -236,7 +231,7 @@ def fits(
     if plan.split > 1:
         if short and kind == "ieee" and direction == "forward":
             return False
-        # The parts are summed in registers.
+        # The sums of the warps are added in registers.
         units = 8 // plan.num_warps // (2 if kind == "ieee" else 1)
     if short:
         units = max(units // 2, 1)

@@ -1,9 +1,9 @@
-"""One step of any pointwise cell, fused: what stands around the two products of a step.
+"""One step of any pointwise cell, fused: everything but the two products of a step.
 
 Computes new state and saved values from gates that are given, and the gradient of that.
 Program (p, q) owns rows p, p + programs, ... of the batch, in the q-th block of BLOCK units.
 On chip: everything between the loads and the stores, in float32.
-Synchronises on nothing.
+No synchronisation.
 
 Limitations: arithmetic is float32, storage float32, float16 or bfloat16.
 """
@@ -18,11 +18,11 @@ from ..ops.registry import absent
 from .cells import FUNCTIONS
 from .layout import layout_of
 from .plan import span
-from .states import load_states, state_place
-from .tiles import add_present, load_planes, store_grads, store_saved, store_through
+from .states import add_states, load_states, store_states
+from .tiles import load_planes, store_grads, store_saved, store_through
 
 _BLOCK = 256
-# The largest grid of axis 0 that is asked for: rows beyond it are taken in a loop.
+# The largest size of axis 0 of a grid: programs loop over the rows beyond it.
 _PROGRAMS = 1 << 16
 
 
@@ -33,25 +33,18 @@ def forward_kernel(
 ):  # fmt: skip
     """Shapes: gates [N, G*H], h [N, H], c [N, (S-1)*H], saved [N, K*H] or None."""
     H = spans * SPAN
-    STATES: tl.constexpr = CELL.states
+    CARRIES: tl.constexpr = CELL.carries
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        state = ()
-        for k in tl.static_range(STATES):
-            old = (h if k == 0 else c) + state_place(row, units, H, k, CELL)
-            state = state + (tl.load(old, mask=mask, other=0.0).to(tl.float32),)
         new_state, values = FORWARD(
             load_planes(gates_x, row, units, mask, H, CELL.gates),
             load_planes(gates_h, row, units, mask, H, CELL.gates),
-            state, (), (), 0,
+            load_states(h, c, row, units, mask, H, CARRIES, CELL), (), (), 0,
         )  # fmt: skip
-        for k in tl.static_range(STATES):
-            new = (new_h if k == 0 else new_c) + state_place(row, units, H, k, CELL)
-            tl.store(new, new_state[k], mask=mask)
-        if saved is not None:
-            store_saved(saved, values, row, units, mask, H, CELL, 0)
+        store_states(new_h, new_c, new_state, row, units, mask, H, CELL)
+        store_saved(saved, values, row, units, mask, H, CELL, 0)
 
 
 @triton.jit(do_not_specialize=["N", "spans"])
@@ -68,12 +61,8 @@ def backward_kernel(
     mask = units < H
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
-        grads = ()
-        for k in tl.static_range(STATES):
-            grads = grads + (
-                add_present(tl.zeros((BLOCK,), tl.float32), grad_new_h if k == 0 else grad_new_c,
-                            state_place(row, units, H, k, CELL), mask),
-            )  # fmt: skip
+        zeros = (tl.zeros((BLOCK,), tl.float32),) * STATES
+        grads = add_states(zeros, grad_new_h, grad_new_c, row, units, mask, H, CELL)
         grad_x, beside, grad_state = BACKWARD(
             load_planes(saved, row, units, mask, H, CELL.saved),
             load_states(h, c, row, units, mask, H, READS, CELL),
@@ -82,30 +71,21 @@ def backward_kernel(
         store_grads(grad_gates_x, None, grad_x, beside, row, units, mask, H, CELL, 0, None)
         if grad_gates_h is not None:
             store_through(grad_gates_h, grad_x, beside, row, units, mask, None, H, CELL, 0)
-        for k in tl.static_range(STATES):
-            passed = tl.zeros((BLOCK,), tl.float32)
-            if k >= CELL.first_carried:
-                passed = grad_state[k]
-            tl.store((grad_h if k == 0 else grad_c) + state_place(row, units, H, k, CELL), passed,
-                     mask=mask)  # fmt: skip
+        store_states(grad_h, grad_c, grad_state, row, units, mask, H, CELL)
 
 
 def aligned(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Contiguous tensors that begin at 16 bytes: others would be kernels of their own, slower."""
-    return [x if x is None else _aligned(x) for x in tensors]
-
-
-def _aligned(x: Tensor) -> Tensor:
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
+    """Contiguous tensors aligned to 16 bytes: Triton compiles slower kernels for others."""
+    found = [x if x is None else x.contiguous() for x in tensors]
+    return [x if x is None or x.data_ptr() % 16 == 0 else x.clone() for x in found]
 
 
 def launch_rows(kernel, rows: int, h: Tensor, arguments: tuple, sizes: tuple = (), **constants):
-    """Launch a kernel whose programs take rows in turn and units in blocks.
+    """Launch a kernel whose programs loop over rows and take one block of units each.
 
     Args:
         kernel: takes `arguments`, the spans of H, `sizes` and the constants SPAN and BLOCK.
-        rows: how many rows there are to take.
+        rows: how many rows there are.
         h: a state [N, H], for H, the dtype and the device.
         arguments: before the spans.
         sizes: behind them.

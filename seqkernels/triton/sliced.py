@@ -1,6 +1,6 @@
-"""Sequence kernels, one program per slice of the batch: the recurrence of any cell.
+"""Sequence kernels, one program per batch slice: the recurrence of any cell.
 
-Computes the whole sequence of BLOCK_N rows, forward or backward, tile of units by tile of units.
+Computes the whole sequence of BLOCK_N rows, forward or backward, panel of units by panel.
 Program p owns rows p * BLOCK_N ... for all steps, so programs never wait for each other.
 On chip: one tile of gates at a time. h is read back from `output` (the gate gradients from
 `grad_gates_x`), what is carried in float32 from a buffer, and so is what one stage of a step leaves
@@ -17,7 +17,7 @@ Limitations:
 import triton
 import triton.language as tl
 
-from . import states, tiles
+from . import products, states, tiles
 
 
 @triton.jit(do_not_specialize=["T", "N", "spans", "reverse"])
@@ -34,56 +34,53 @@ def forward_kernel(
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
+    CARRIES: tl.constexpr = CELL.carries
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
     started = rows < 0
     previous = rows
     for s in range(0, steps):
-        t = tiles.time_at(s, steps, reverse)
-        index = tiles.rows_at(t, rows, N, offsets)
-        alive = t < length
-        enters = tiles.kept(reset, t, rows, N, alive)
-        last = alive & (tiles.time_at(length - 1 - t, length, reverse) == 0)
+        index, alive, enters, last = tiles.forward_rows(
+            s, steps, reverse, rows, N, length, offsets, reset
+        )
+        at_rows, at_index = rows[:, None], index[:, None]
         for STAGE in tl.static_range(STAGES):
             if STAGE == 0:
-                operand = tl.where(started, output + previous * H, h_0 + rows * H)
-                operand_mask = enters
+                left = tl.where(started, output + previous * H, h_0 + rows * H)
+                left_mask = enters
             else:
-                operand = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
-                operand_mask = alive
+                left = operands + rows * ((STAGES - 1) * H) + (STAGE - 1) * H
+                left_mask = alive
             for first_unit in range(0, H, BLOCK_H):
                 units = first_unit + tl.arange(0, BLOCK_H)
                 unit_mask = units < H
-                products = tiles.gates_product(
-                    operand, operand_mask,
-                    tiles.stage_weight(weight, CELL.stages[STAGE].first_gate, H), first_unit, H,
+                gates = products.gates_product(
+                    left, left_mask,
+                    products.stage_weight(weight, CELL.stages[STAGE].first_gate, H), first_unit, H,
                     CELL.stages[STAGE].gates, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
                 )  # fmt: skip
-                bias_rows = tiles.load_rows(bias, units, unit_mask, H, 0, CELL.gates)
-                gates_h = tiles.gates_of(products, bias, bias_rows, CELL, STAGE)
-                tile = alive[:, None] & unit_mask[None, :]
-                continued = (enters & started)[:, None] & unit_mask[None, :]
-                begun = (enters & tiles.off(started))[:, None] & unit_mask[None, :]
-                at_rows, at_index, at_units = rows[:, None], index[:, None], units[None, :]
-                state = states.load_entering(carried, continued, h_0, c_0, begun, at_rows, at_units,
-                                             H, CELL)  # fmt: skip
-                results, values = FORWARD(
-                    tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates), gates_h,
-                    state, tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters),
-                    states.load_between(between, at_rows, at_units, tile, H, CELL, STAGE), STAGE,
+                biases = tiles.load_vectors(bias, units, unit_mask, H, 0, CELL.gates)
+                gates_h = tiles.gates_of(gates, bias, biases, CELL, STAGE)
+                at_units, tile = units[None, :], tiles.outer(alive, unit_mask)
+                # What enters is carried, or the first state, or zero.
+                continued = tiles.outer(enters & started, unit_mask)
+                begun = tiles.outer(enters & tiles.off(started), unit_mask)
+                state = states.add(
+                    states.load_carried(carried, at_rows, at_units, continued, H, CELL),
+                    states.load_states(h_0, c_0, at_rows, at_units, begun, H, CARRIES, CELL),
+                    CARRIES,
+                )
+                inputs = tiles.load_planes(gates_x, at_index, at_units, tile, H, CELL.gates)
+                parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates,
+                                                CELL.parameters)  # fmt: skip
+                before = states.load_between(between, at_rows, at_units, tile, H, CELL, STAGE)
+                results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
+                states.store_stage(
+                    results, values, operands, between, carried, output, c_sequence, h_n, c_n,
+                    saved, at_index, tile, at_rows, tiles.outer(last, unit_mask), at_units, H, CELL,
+                    STAGE,
                 )  # fmt: skip
-                if STAGE + 1 < STAGES:
-                    place = states.place_of(at_rows, at_units, H, STAGES - 1, STAGE)
-                    tl.store(operands + place, results[0], mask=tile)
-                    states.store_between(between, values, at_rows, at_units, tile, H, CELL, STAGE)
-                else:
-                    states.store_carried(carried, results, at_rows, at_units, tile, H, CELL)
-                    states.store_new(output, c_sequence, at_index, tile, h_n, c_n, at_rows,
-                                     last[:, None] & unit_mask[None, :], results, at_units, H,
-                                     CELL)  # fmt: skip
-                if saved is not None:
-                    tiles.store_saved(saved, values, at_index, at_units, tile, H, CELL, STAGE)
             if STAGE + 1 == STAGES:
                 started = alive
                 previous = index
@@ -99,13 +96,12 @@ def backward_kernel(
 ):  # fmt: skip
     """Shapes as in csrc/ops.cpp. None stands for what is absent; the bias is for its parameters.
 
-    Float32 `carried` holds gradients of states, [N, ..*H]. One iteration more than there are steps:
-    the last only brings the gradients of the first state.
+    Float32 `carried` holds gradients of states, [N, ..*H]. There is one iteration more than
+    steps: the last only computes the gradients of the first state.
     """
     H = spans * SPAN
     STAGES: tl.constexpr = len(CELL.stages)
-    STATES: tl.constexpr = CELL.states
-    READS_NEW: tl.constexpr = CELL.reads_new_state
+    CARRIES: tl.constexpr = CELL.carries
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     length = tiles.row_lengths(lengths, rows, N, T)
     steps = tl.max(length, 0)
@@ -113,68 +109,50 @@ def backward_kernel(
     behind_index = rows
     flows = behind
     for s in range(0, steps + 1):
-        t = tiles.time_at(s, steps, 1 - reverse)
-        alive = tiles.within(t, length)
-        inside = tl.minimum(tl.maximum(t, 0), steps - 1)
-        index = tiles.rows_at(inside, rows, N, offsets)
-        enters = tiles.kept(reset, inside, rows, N, alive)
-        before = t - 1 + 2 * reverse
-        follows = enters & tiles.within(before, length)
-        begins = enters & tiles.off(follows)
-        before_index = tiles.rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
+        index, before, alive, enters, follows = tiles.backward_rows(
+            s, steps, reverse, rows, N, length, offsets, reset
+        )
+        at_rows, at_index = rows[:, None], index[:, None]
         for STAGE in tl.static_range(STAGES - 1, -1, -1):
             for first_unit in range(0, H, BLOCK_H):
                 units = first_unit + tl.arange(0, BLOCK_H)
                 unit_mask = units < H
-                at_rows, at_index, at_units = rows[:, None], index[:, None], units[None, :]
-                tile = alive[:, None] & unit_mask[None, :]
+                at_units, tile = units[None, :], tiles.outer(alive, unit_mask)
                 # The product of the first stage is of the step that the backward comes from.
                 grad_index = index if STAGE + 1 < STAGES else behind_index
                 grad_mask = alive if STAGE + 1 < STAGES else flows
                 passed = states.load_carried(carried, at_rows, at_units,
-                                             grad_mask[:, None] & unit_mask[None, :], H,
+                                             tiles.outer(grad_mask, unit_mask), H,
                                              CELL)  # fmt: skip
-                grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-                grad = tiles.stage_grads(grad_gates_x, grad_gates_h, grad_index, grad_mask, weight,
-                                         units, unit_mask, H, grad, CELL, (STAGE + 1) % STAGES,
-                                         PRECISION, BLOCK_K)  # fmt: skip
+                grad = products.stage_grads(
+                    grad_gates_x, grad_gates_h, grad_index, grad_mask, weight, units, unit_mask, H,
+                    CELL, (STAGE + 1) % STAGES, PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
+                )  # fmt: skip
                 grads = (grad,)
                 if STAGE + 1 == STAGES:
-                    new_tile = (alive & tiles.off(behind))[:, None] & unit_mask[None, :]
-                    end_tile = (behind & tiles.off(alive))[:, None] & unit_mask[None, :]
-                    grads = ()
-                    for k in tl.static_range(STATES):
-                        if k > 0:
-                            grad = passed[k]
-                        elif CELL.first_carried == 0:
-                            grad += passed[k]
-                        first = states.state_place(at_rows, at_units, H, k, CELL)
-                        tl.store((grad_h_0 if k == 0 else grad_c_0) + first, grad, mask=end_tile)
-                        grad = tiles.add_present(
-                            grad, grad_h_n if k == 0 else grad_c_n, first, new_tile
-                        )
-                        place = states.state_place(at_index, at_units, H, k, CELL)
-                        grad = tiles.add_present(grad, grad_output if k == 0 else grad_c_sequence,
-                                                 place, tile)  # fmt: skip
-                        grads = grads + (grad,)
-                new_state = states.load_states(
-                    output, c_sequence, at_index, at_units, tile, H, READS_NEW, CELL
-                )
-                old_state = states.load_old(
-                    output, c_sequence, before_index[:, None],
-                    follows[:, None] & unit_mask[None, :], h_0, c_0, at_rows,
-                    begins[:, None] & unit_mask[None, :], at_units, H, CELL,
+                    new_tile = tiles.outer(alive & tiles.off(behind), unit_mask)
+                    end_tile = tiles.outer(behind & tiles.off(alive), unit_mask)
+                    grads = states.flowing(grad, passed, CELL)
+                    states.store_states(grad_h_0, grad_c_0, grads, at_rows, at_units, end_tile, H,
+                                        CELL)  # fmt: skip
+                    grads = states.add_states(grads, grad_h_n, grad_c_n, at_rows, at_units,
+                                              new_tile, H, CELL)  # fmt: skip
+                    grads = states.add_states(grads, grad_output, grad_c_sequence, at_index,
+                                              at_units, tile, H, CELL)  # fmt: skip
+                values, old_state, new_state = states.load_for_backward(
+                    output, c_sequence, saved, at_index, tile, h_0, c_0, before[:, None],
+                    tiles.outer(follows, unit_mask), at_rows,
+                    tiles.outer(enters & tiles.off(follows), unit_mask), at_units, H, CELL,
                 )  # fmt: skip
+                parameters = tiles.load_vectors(bias, units, unit_mask, H, CELL.gates,
+                                                CELL.parameters)  # fmt: skip
                 grad_x, beside, grad_state = BACKWARD(
-                    tiles.load_planes(saved, at_index, at_units, tile, H, CELL.saved), old_state,
-                    new_state,
-                    tiles.load_rows(bias, units, unit_mask, H, CELL.gates, CELL.parameters), grads,
-                    STAGE,
-                )  # fmt: skip
+                    values, old_state, new_state, parameters, grads, STAGE
+                )
                 tiles.store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at_index, at_units,
                                   tile, H, CELL, STAGE, None)  # fmt: skip
                 if STAGE + 1 < STAGES:
-                    grad_state = states.add_carried(passed, grad_state, CELL)
+                    grad_state = states.add(passed, grad_state, CARRIES)
                 states.store_carried(carried, grad_state, at_rows, at_units, tile, H, CELL)
             if STAGE == 0:
                 behind = alive

@@ -1,6 +1,6 @@
 """The stepwise schedule: for each stage of a step a product through torch and a fused cell kernel.
 
-For what no sequence kernel runs well: large batches of large recurrences. It takes every shape,
+For what no other schedule runs well: large batches of large H. It takes every shape,
 never waits for the device and can be captured in a CUDA graph. The products follow torch's own
 switch for TF32 in matrix products, as csrc/cuda/stepwise/stepwise.cpp does.
 Kernels: program (p, q) owns rows p, p + programs, ... of the batch, in the q-th block of BLOCK
@@ -10,7 +10,7 @@ Between steps: h in the storage dtype, where the product reads it; what is carri
 Limitations: the host launches two kernels a stage.
 """
 
-from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 import triton
@@ -26,7 +26,7 @@ from .pointwise import launch_rows
 
 @triton.jit(do_not_specialize=["N", "spans", "rows", "t", "at"])
 def forward_kernel(
-    gates_x, products, bias, h, carried, between, operand, lengths, reset, output, c_sequence,
+    gates_x, products, bias, h, carried, between, operands, lengths, reset, output, c_sequence,
     saved, N, spans, rows, t, at, SPAN: tl.constexpr, CELL: tl.constexpr, FORWARD: tl.constexpr,
     STAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -34,36 +34,30 @@ def forward_kernel(
 
     Shapes: gates_x, output, c_sequence, saved as in csrc/ops.cpp; `products` are of the stage's
     gates, [N, ..*H], without bias; h [N, H] and float32 `carried` [N, ..*H] are read and written.
-    Saved values for later stages go through `between`, float32 [N, ..*H], and what the product of
-    the next one reads to `operand` [N, H].
+    Saved values for later stages go through `between`, float32 [N, ..*H], and what their products
+    read to `operands` [N, (stages - 1) * H].
     """
     H = spans * SPAN
-    STAGES: tl.constexpr = len(CELL.stages)
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     for n in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
         limit = tiles.row_limit(lengths, row, t, H)
         mask = units < limit
         enters = units < tiles.entering_limit(reset, row, t, N, limit)
-        # Of a row that is reset the product of the first stage read an h that does not enter.
+        # In a row that is reset, the product of the first stage has read an h that does not enter.
         read = enters if STAGE == 0 else mask
         planes = tiles.load_planes(products, row, units, read, H, CELL.stages[STAGE].gates)
-        bias_rows = tiles.load_rows(bias, units, mask, H, 0, CELL.gates)
-        gates_h = tiles.gates_of(planes, bias, bias_rows, CELL, STAGE)
+        biases = tiles.load_vectors(bias, units, mask, H, 0, CELL.gates)
+        gates_h = tiles.gates_of(planes, bias, biases, CELL, STAGE)
         state = states.load_carried(carried, row, units, enters, H, CELL)
-        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        parameters = tiles.load_vectors(bias, units, mask, H, CELL.gates, CELL.parameters)
         before = states.load_between(between, row, units, mask, H, CELL, STAGE)
         inputs = tiles.load_planes(gates_x, at + row, units, mask, H, CELL.gates)
         results, values = FORWARD(inputs, gates_h, state, parameters, before, STAGE)
-        if STAGE + 1 < STAGES:
-            tl.store(operand + states.state_place(row, units, H, 0, CELL), results[0], mask=mask)
-            states.store_between(between, values, row, units, mask, H, CELL, STAGE)
-        else:
-            states.store_carried(carried, results, row, units, mask, H, CELL)
-            states.store_new(output, c_sequence, at + row, mask, h, None, row, mask, results, units,
-                             H, CELL)  # fmt: skip
-        if saved is not None:
-            tiles.store_saved(saved, values, at + row, units, mask, H, CELL, STAGE)
+        states.store_stage(
+            results, values, operands, between, carried, output, c_sequence, h, None, saved,
+            at + row, mask, row, mask, units, H, CELL, STAGE,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["N", "spans", "rows", "t", "at", "before", "before_rows",
@@ -79,12 +73,11 @@ def backward_kernel(
     `before` is the step whose state entered, or -1, with `before_rows` rows from `before_at` on;
     `behind` the step that the backward came from, or -1. `recurrent` is what came through its
     product, `grad_operand` what came through that of the stage behind; carried_h and carried_c,
-    float32, is the rest: of rows past their end, everything. `through` [N, G*H] are the gradients
-    that flow through the products, for cells for which those are not columns of grad_gates_x.
+    float32, are the rest, and in rows past their end everything. `through` [N, G*H] holds the
+    gradients that flow through the products, for cells with separate gates.
     """
     H = spans * SPAN
     STATES: tl.constexpr = CELL.states
-    READS_NEW: tl.constexpr = CELL.reads_new_state
     STAGES: tl.constexpr = len(CELL.stages)
     LAST: tl.constexpr = STAGE + 1 == STAGES
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -96,10 +89,8 @@ def backward_kernel(
         enters_limit = tiles.entering_limit(reset, row, t, N, limit)
         enters = units < enters_limit
         follow_limit = tl.where(n < before_rows, enters_limit, 0)
-        follows = units < tiles.row_limit(lengths, row, before, follow_limit)
-        begins = enters & (units >= tiles.row_limit(lengths, row, before, follow_limit))
-        place = states.state_place(row, units, H, 0, CELL)
-        grads = ()
+        follow_limit = tiles.row_limit(lengths, row, before, follow_limit)
+        place = states.place_of(row, units, H, 1, 0)
         if LAST:
             ended = unit_mask & (units >= limit)
             flows = units < tiles.entering_limit(reset, row, behind, N, H)
@@ -107,23 +98,19 @@ def backward_kernel(
             grad += tl.load(recurrent + place, mask=flows, other=0.0).to(tl.float32)
             tl.store(carried_h + place, grad, mask=ended)
             tl.store(recurrent + place, tl.zeros((BLOCK,), tl.float32), mask=ended)
-            for k in tl.static_range(STATES):
-                if k > 0:
-                    grad = tl.load(carried_c + states.state_place(row, units, H, k, CELL),
-                                   mask=mask, other=0.0)  # fmt: skip
-                grad = tiles.add_present(grad, grad_output if k == 0 else grad_c_sequence,
-                                         states.state_place(at + row, units, H, k, CELL),
-                                         mask)  # fmt: skip
-                grads = grads + (grad,)
+            grads = (grad,)
+            for k in tl.static_range(1, STATES):
+                state = states.state_at(None, carried_c, row, units, H, k, CELL)
+                grads = grads + (tl.load(state, mask=mask, other=0.0),)
+            grads = states.add_states(grads, grad_output, grad_c_sequence, at + row, units, mask, H,
+                                      CELL)  # fmt: skip
         else:
             grads = (tl.load(grad_operand + place, mask=mask, other=0.0).to(tl.float32),)
-        new_state = states.load_states(
-            output, c_sequence, at + row, units, mask, H, READS_NEW, CELL
-        )
-        old_state = states.load_old(output, c_sequence, before_at + row, follows, h_0, c_0, row,
-                                    begins, units, H, CELL)  # fmt: skip
-        values = tiles.load_planes(saved, at + row, units, mask, H, CELL.saved)
-        parameters = tiles.load_rows(bias, units, mask, H, CELL.gates, CELL.parameters)
+        values, old_state, new_state = states.load_for_backward(
+            output, c_sequence, saved, at + row, mask, h_0, c_0, before_at + row,
+            units < follow_limit, row, enters & (units >= follow_limit), units, H, CELL,
+        )  # fmt: skip
+        parameters = tiles.load_vectors(bias, units, mask, H, CELL.gates, CELL.parameters)
         grad_x, beside, grad_state = BACKWARD(
             values, old_state, new_state, parameters, grads, STAGE
         )
@@ -134,57 +121,36 @@ def backward_kernel(
                 through, grad_x, beside, row, units, unit_mask, mask, H, CELL, STAGE
             )
         for k in tl.static_range(STATES):
-            carried = (carried_h if k == 0 else carried_c) + states.state_place(
-                row, units, H, k, CELL
-            )
+            carried = states.state_at(carried_h, carried_c, row, units, H, k, CELL)
             if LAST:
-                passed = tl.zeros((BLOCK,), tl.float32)
-                if k >= CELL.first_carried:
-                    passed = tl.where(enters, grad_state[k], 0.0)
-                tl.store(carried, passed, mask=mask)
+                tl.store(carried, tl.where(enters, grad_state[k], 0.0), mask=mask)
             elif k >= CELL.first_carried:
                 passed = tl.load(carried, mask=enters, other=0.0)
                 tl.store(carried, passed + grad_state[k], mask=enters)
 
 
-class Steps:
-    """The steps of a sequence in the order of a direction, and where each lies.
+# A step: its number, how many rows it has and the first of them.
+Place = tuple[int, int, int]
+
+
+def places(steps: int, batch: int, batch_sizes: Tensor | None, reverse: bool) -> list[Place]:
+    """Where the steps of a sequence lie, in the order of a direction.
 
     Args:
-        steps, batch: T, N.
+        steps: T.
+        batch: N.
         batch_sizes: rows alive at every step, int64 on the CPU, [T], or None.
         reverse: the sequence is run from its end.
     """
-
-    def __init__(self, steps: int, batch: int, batch_sizes: Tensor | None, reverse: bool):
-        self._sizes = [batch] * steps if batch_sizes is None else batch_sizes.tolist()
-        self._order = range(steps - 1, -1, -1) if reverse else range(steps)
-        self._offsets = [0]
-        for size in self._sizes:
-            self._offsets.append(self._offsets[-1] + size)
-
-    def place(self, t: int) -> tuple[int, int]:
-        """(rows, first row) of step t; none where t is no step."""
-        return (self._sizes[t], self._offsets[t]) if 0 <= t < len(self._sizes) else (0, 0)
-
-    def forward(self) -> Iterator[tuple[int, int, int]]:
-        """(t, rows, first row) of every step."""
-        return ((t, *self.place(t)) for t in self._order)
-
-    def backward(self) -> Iterator[tuple[int, int, int]]:
-        """The same from the last step to the first."""
-        return ((t, *self.place(t)) for t in reversed(self._order))
-
-    def before(self, t: int) -> tuple[int, int, int]:
-        """(t, rows, first row) of the step whose state entered step t; t is -1 for none."""
-        before = t - self._order.step
-        return (before if 0 <= before < len(self._sizes) else -1, *self.place(before))
+    sizes = [batch] * steps if batch_sizes is None else batch_sizes.tolist()
+    found = [*zip(range(steps), sizes, accumulate(sizes, initial=0), strict=False)]
+    return found[::-1] if reverse else found
 
 
 def forward(
     cell: str, gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, h_0: Tensor,
     c_0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, output: Tensor, h_n: Tensor,
-    c_n: Tensor | None, c_sequence: Tensor | None, saved: Tensor | None, steps: Steps,
+    c_n: Tensor | None, c_sequence: Tensor | None, saved: Tensor | None, steps: list[Place],
 ) -> None:  # fmt: skip
     """Fill the results; tensors are contiguous, reset is uint8."""
     function, layout = FUNCTIONS[cell].forward, layout_of(CELLS[cell])
@@ -194,19 +160,20 @@ def forward(
     products = [h_0.new_empty(batch, stage.gates * hidden_size) for stage in stages]
     first = [x for x in (h_0, c_0)[layout.first_carried :] if x is not None]
     carried = torch.cat([x.float() for x in first], 1) if first else None
-    operand = between = None
+    operands = between = None
     if len(stages) > 1:
-        operand = torch.zeros_like(h_0)
+        operands = h_0.new_zeros(batch, (len(stages) - 1) * hidden_size)
         between = h_0.new_empty(batch, layout.kept * hidden_size, dtype=torch.float32)
     h_n.copy_(h_0)
-    for t, rows, at in steps.forward():
-        for i, (weight, product) in enumerate(zip(weights, products, strict=True)):
-            torch.mm((operand if i else h_n)[:rows], weight.t(), out=product[:rows])
-            results = (output, c_sequence, saved)
+    # What the product of every stage reads.
+    lefts = (h_n, *(() if operands is None else operands.split(hidden_size, 1)))
+    for t, rows, at in steps:
+        for i, (left, weight, product) in enumerate(zip(lefts, weights, products, strict=True)):
+            torch.mm(left[:rows], weight.t(), out=product[:rows])
             launch_rows(
                 forward_kernel, rows, h_0,
-                (gates_x, product, bias_hh, h_n, carried, between, operand, lengths, reset,
-                 *results, batch),
+                (gates_x, product, bias_hh, h_n, carried, between, operands, lengths, reset, output,
+                 c_sequence, saved, batch),
                 (rows, t, at), CELL=layout, FORWARD=function, STAGE=i,
             )  # fmt: skip
     if c_n is not None:
@@ -218,7 +185,8 @@ def backward(
     grad_c_sequence: Tensor | None, weight_hh: Tensor, bias_hh: Tensor | None, h_0: Tensor,
     c_0: Tensor | None, output: Tensor, c_sequence: Tensor | None, saved: Tensor | None,
     lengths: Tensor | None, reset: Tensor | None, grad_gates_x: Tensor,
-    grad_gates_h: Tensor | None, grad_h_0: Tensor, grad_c_0: Tensor | None, steps: Steps,
+    grad_gates_h: Tensor | None, grad_h_0: Tensor, grad_c_0: Tensor | None,
+    steps: list[Place],
 ) -> None:  # fmt: skip
     """Fill the gradients; tensors are contiguous, reset is uint8."""
     function, layout = FUNCTIONS[cell].backward, layout_of(CELLS[cell])
@@ -226,20 +194,20 @@ def backward(
     weights = _weights(layout, weight_hh)
     recurrent = torch.zeros_like(h_0)
     grad_operand = torch.empty_like(h_0) if len(weights) > 1 else None
-    carried_h = _carried_grad(grad_h_n, h_0)
-    carried_c = None if c_0 is None else _carried_grad(grad_c_n, c_0)
+    carried_h = copy_or_zeros(grad_h_n, h_0, torch.float32)
+    carried_c = None if c_0 is None else copy_or_zeros(grad_c_n, c_0, torch.float32)
     separate = max(layout.column_of) >= 0
     through = h_0.new_empty(batch, layout.gates * hidden_size) if separate else None
     rows_of_grads = grad_gates_x.view(-1, layout.gates * hidden_size)
-    behind = -1
-    for t, rows, at in steps.backward():
+    behind, entered = -1, [(-1, 0, 0), *steps[:-1]]
+    for (t, rows, at), before in zip(reversed(steps), reversed(entered), strict=True):
         for i in reversed(range(len(weights))):
             launch_rows(
                 backward_kernel, batch if i + 1 == len(weights) else rows, h_0,
                 (grad_output, grad_c_sequence, recurrent, grad_operand, carried_h, carried_c,
                  bias_hh, h_0, c_0, output, c_sequence, saved, lengths, reset, grad_gates_x,
                  grad_gates_h, through, batch),
-                (rows, t, at, *steps.before(t), behind), CELL=layout, BACKWARD=function, STAGE=i,
+                (rows, t, at, *before, behind), CELL=layout, BACKWARD=function, STAGE=i,
             )  # fmt: skip
             grads = through[:rows] if separate else rows_of_grads[at : at + rows]
             first = layout.stages[i].first_gate * hidden_size
@@ -258,8 +226,8 @@ def _weights(layout: Layout, weight_hh: Tensor) -> tuple[Tensor, ...]:
     return weight_hh.split([stage.gates * weight_hh.shape[1] for stage in layout.stages])
 
 
-def _carried_grad(grad: Tensor | None, like: Tensor) -> Tensor:
-    """A float32 copy of a gradient; zeros for an absent one."""
+def copy_or_zeros(grad: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A contiguous copy of a gradient; zeros for an absent one."""
     if grad is None:
-        return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
-    return grad.to(torch.float32, copy=True).contiguous()
+        return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return grad.to(dtype or grad.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -1,9 +1,8 @@
-"""Building blocks of the sequence kernels: planes of gates, recurrent products, rows in time.
+"""Building blocks of the sequence kernels: planes of gates, rows in time.
 
-A tile is [BLOCK_N, BLOCK_H]: rows of the batch by hidden units. Products accumulate in float32;
-the operands stay in the storage dtype. All gates of a tile come from one wide product whose columns
-hold the gates of a unit side by side, padded to a power of two in registers alone.
-Kernels get H as `spans` of SPAN units, so that the compiler knows a divisor of every row's address.
+A tile is [BLOCK_N, BLOCK_H]: rows of the batch by hidden units.
+H is passed to kernels as `spans` of SPAN units, which gives the compiler a divisor of every row's
+address.
 """
 
 import triton
@@ -12,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
-    """The COUNT values of each unit that stand side by side in a row, in float32; () if none."""
+    """The COUNT values of each unit that lie side by side in a row, in float32; () if none."""
     planes = ()
     for k in tl.static_range(COUNT):
         place = tensor + at * (COUNT * H) + units + k * H
@@ -21,39 +20,37 @@ def load_planes(tensor, at, units, mask, H, COUNT: tl.constexpr):
 
 
 @triton.jit
-def load_either(first, first_mask, second, second_mask):
-    """In float32 what `first` points to where its mask is on, and `second` where its own is."""
-    x = tl.load(first, mask=first_mask, other=0.0).to(tl.float32)
-    return x + tl.load(second, mask=second_mask, other=0.0).to(tl.float32)
+def store_planes(tensor, values, at, units, mask, H, PLACES: tl.constexpr,
+                 FLAGS: tl.constexpr = None, FLAG: tl.constexpr = None):  # fmt: skip
+    """Store values that lie side by side in a row: in plane k the one at PLACES[k], -1 for none.
+
+    With a FLAG, only planes with that flag are stored.
+    """
+    COUNT: tl.constexpr = len(PLACES)
+    for k in tl.static_range(COUNT):
+        if PLACES[k] >= 0 and (FLAG is None or FLAGS[k] == FLAG):
+            tl.store(tensor + at * (COUNT * H) + units + k * H, values[PLACES[k]], mask=mask)
 
 
 @triton.jit
 def store_saved(saved, values, at, units, mask, H, CELL: tl.constexpr, STAGE: tl.constexpr):
-    """Store the saved values of a stage."""
-    SAVED: tl.constexpr = CELL.saved
+    """Store the saved values of a stage, if there is a tensor for them."""
     PLACES: tl.constexpr = CELL.stages[STAGE].saved_at
-    for k in tl.static_range(SAVED):
-        if PLACES[k] >= 0:
-            tl.store(saved + at * (SAVED * H) + units + k * H, values[PLACES[k]], mask=mask)
+    if saved is not None:
+        store_planes(saved, values, at, units, mask, H, PLACES)
 
 
 @triton.jit
 def store_grads(grad_gates_x, grad_gates_h, grad_x, beside, at, units, mask, H, CELL: tl.constexpr,
                 STAGE: tl.constexpr, OWN: tl.constexpr):  # fmt: skip
     """Store gradients that a stage gives: those that its OWN products read, the others, or all."""
-    GATES: tl.constexpr = CELL.gates
-    COLUMNS: tl.constexpr = CELL.columns
     GRAD_AT: tl.constexpr = CELL.stages[STAGE].grad_at
     BESIDE_AT: tl.constexpr = CELL.stages[STAGE].beside_at
-    for k in tl.static_range(GATES):
-        if GRAD_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_gates[k] == OWN):
-            place = grad_gates_x + at * (GATES * H) + units + k * H
-            tl.store(place, grad_x[GRAD_AT[k]], mask=mask)
+    OWN_GATES: tl.constexpr = CELL.stages[STAGE].own_gates
+    OWN_COLUMNS: tl.constexpr = CELL.stages[STAGE].own_columns
+    store_planes(grad_gates_x, grad_x, at, units, mask, H, GRAD_AT, OWN_GATES, OWN)
     if grad_gates_h is not None:
-        for k in tl.static_range(COLUMNS):
-            if BESIDE_AT[k] >= 0 and (OWN is None or CELL.stages[STAGE].own_columns[k] == OWN):
-                place = grad_gates_h + at * (COLUMNS * H) + units + k * H
-                tl.store(place, beside[BESIDE_AT[k]], mask=mask)
+        store_planes(grad_gates_h, beside, at, units, mask, H, BESIDE_AT, OWN_COLUMNS, OWN)
 
 
 @triton.jit
@@ -78,131 +75,25 @@ def store_through(through, grad_x, beside, at, units, unit_mask, mask, H, CELL: 
 
 
 @triton.jit
-def add_present(x, tensor, place, mask):
-    """What is given plus, where there is a tensor, what that holds at `place`."""
-    if tensor is None:
-        return x
-    else:
-        return x + tl.load(tensor + place, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def load_rows(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
+def load_vectors(bias, units, unit_mask, H, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """Biases, or the parameters that follow them, from number FIRST on; () without a bias."""
-    rows = ()
+    vectors = ()
     if bias is not None:
         for k in tl.static_range(FIRST, FIRST + COUNT):
-            row = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
-            rows = rows + (row,)
-    return rows
+            vector = tl.load(bias + k * H + units, mask=unit_mask, other=0.0).to(tl.float32)
+            vectors = vectors + (vector,)
+    return vectors
 
 
 @triton.jit
-def gates_of(products, bias, rows, CELL: tl.constexpr, STAGE: tl.constexpr):
-    """Products of a stage and, with a bias, its rows, by the number of the gate."""
+def gates_of(products, bias, biases, CELL: tl.constexpr, STAGE: tl.constexpr):
+    """Products of a stage plus, if there is a bias, its values, by the number of the gate."""
     FIRST: tl.constexpr = CELL.stages[STAGE].first_gate
     COUNT: tl.constexpr = CELL.stages[STAGE].gates
     sums = ((),) * FIRST
     for k in tl.static_range(COUNT):
-        sums = sums + (products[k] if bias is None else products[k] + rows[FIRST + k],)
+        sums = sums + (products[k] if bias is None else products[k] + biases[FIRST + k],)
     return sums + ((),) * (CELL.gates - FIRST - COUNT)
-
-
-@triton.jit
-def stage_weight(weight, gate, H):
-    """The rows of the weights from a gate on."""
-    return weight + tl.cast(H, tl.int64) * gate * H
-
-
-@triton.jit
-def split_gates(wide, GATES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr):
-    """[BLOCK_N, BLOCK_H * WIDTH], gates innermost, as GATES blocks [BLOCK_N, BLOCK_H]."""
-    if GATES == 1:
-        gates = (wide,)
-    elif GATES == 2:
-        gates = tl.split(tl.reshape(wide, (BLOCK_N, BLOCK_H, 2)))
-    else:
-        even, odd = tl.split(tl.reshape(wide, (BLOCK_N, BLOCK_H, 2, 2)))
-        first, third = tl.split(even)
-        second, fourth = tl.split(odd)
-        gates = (first, second, third)
-        if GATES == 4:
-            gates = gates + (fourth,)
-    return gates
-
-
-@triton.jit
-def wide_columns(first_unit, H, GATES: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Row of the weights for each column of a wide product, and whether it exists."""
-    WIDTH: tl.constexpr = 4 if GATES > 2 else GATES
-    columns = tl.arange(0, BLOCK_H * WIDTH)
-    gate = columns % WIDTH
-    unit = first_unit + columns // WIDTH
-    return gate * H + unit, (gate < GATES) & (unit < H)
-
-
-@triton.jit
-def gates_product(operand, operand_mask, weight, first_unit, H, GATES: tl.constexpr,
-                  PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-                  BLOCK_K: tl.constexpr):  # fmt: skip
-    """The product h W^T for the units of one tile: a tuple of GATES blocks.
-
-    operand: pointers to the first unit of each row's h, [BLOCK_N]; weight [>= GATES*H, H].
-    """
-    WIDTH: tl.constexpr = 4 if GATES > 2 else GATES
-    weight_rows, column_mask = wide_columns(first_unit, H, GATES, BLOCK_H)
-    total = tl.zeros((BLOCK_N, BLOCK_H * WIDTH), tl.float32)
-    for start in range(0, H, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        a = tl.load(operand[:, None] + k[None, :],
-                    mask=operand_mask[:, None] & (k < H)[None, :], other=0.0)  # fmt: skip
-        b = tl.load(weight + weight_rows[None, :].to(tl.int64) * H + k[:, None],
-                    mask=column_mask[None, :] & (k < H)[:, None], other=0.0)  # fmt: skip
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    return split_gates(total, GATES, BLOCK_N, BLOCK_H)
-
-
-@triton.jit
-def grads_product(operand, operand_mask, depth, weight, units, unit_mask, H, total,
-                  PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """Add grad_gates W to total [BLOCK_N, BLOCK_H].
-
-    operand: pointers to each row's `depth` gate gradients, [BLOCK_N]; weight [depth, H].
-    """
-    for start in range(0, depth, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        a = tl.load(operand[:, None] + k[None, :],
-                    mask=operand_mask[:, None] & (k < depth)[None, :], other=0.0)  # fmt: skip
-        b = tl.load(weight + k[:, None].to(tl.int64) * H + units[None, :],
-                    mask=unit_mask[None, :] & (k < depth)[:, None], other=0.0)  # fmt: skip
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    return total
-
-
-@triton.jit
-def run_operand(grad_gates_x, grad_gates_h, index, H, CELL: tl.constexpr, STAGE: tl.constexpr,
-                RUN: tl.constexpr):  # fmt: skip
-    """Pointers to the gate gradients of each row that a product through a stage reads."""
-    COLUMN: tl.constexpr = CELL.stages[STAGE].runs[RUN].column
-    if CELL.stages[STAGE].runs[RUN].separate:
-        return grad_gates_h + index * (CELL.columns * H) + COLUMN * H
-    else:
-        return grad_gates_x + index * (CELL.gates * H) + COLUMN * H
-
-
-@triton.jit
-def stage_grads(grad_gates_x, grad_gates_h, index, row_mask, weight, units, unit_mask, H, total,
-                CELL: tl.constexpr, STAGE: tl.constexpr, PRECISION: tl.constexpr,
-                BLOCK_K: tl.constexpr):  # fmt: skip
-    """Add to total what flows back through the product of a stage, from the rows at `index`."""
-    for i in tl.static_range(len(CELL.stages[STAGE].runs)):
-        total = grads_product(
-            run_operand(grad_gates_x, grad_gates_h, index, H, CELL, STAGE, i), row_mask,
-            CELL.stages[STAGE].runs[i].gates * H,
-            stage_weight(weight, CELL.stages[STAGE].runs[i].row, H), units, unit_mask, H, total,
-            PRECISION, BLOCK_K,
-        )  # fmt: skip
-    return total
 
 
 @triton.jit
@@ -247,12 +138,49 @@ def off(mask):
 
 
 @triton.jit
-def kept(reset, t, rows, N, mask):
-    """Where the state enters step t: `mask` without the rows that are reset there."""
+def entering(reset, t, rows, N, mask):
+    """Where a state enters step t: `mask` without the rows that are reset there."""
     if reset is None:
         return mask
     else:
         return mask & (tl.load(reset + tl.cast(t, tl.int64) * N + rows, mask=mask, other=0) == 0)
+
+
+@triton.jit
+def forward_rows(s, steps, reverse, rows, N, length, offsets, reset):
+    """Each row at the s-th step.
+
+    Returns:
+        Its index; whether it is alive, whether a state enters the step, and whether the row ends.
+    """
+    t = time_at(s, steps, reverse)
+    alive = t < length
+    last = alive & (time_at(length - 1 - t, length, reverse) == 0)
+    return rows_at(t, rows, N, offsets), alive, entering(reset, t, rows, N, alive), last
+
+
+@triton.jit
+def backward_rows(s, steps, reverse, rows, N, length, offsets, reset):
+    """Each row at the s-th step from the end.
+
+    Returns:
+        Its index and that of the step before; whether it is alive, whether a state enters the step,
+        and whether that is the state after the step before: otherwise it is the first one.
+    """
+    t = time_at(s, steps, 1 - reverse)
+    before = t - 1 + 2 * reverse
+    alive = within(t, length)
+    inside = tl.minimum(tl.maximum(t, 0), steps - 1)
+    enters = entering(reset, inside, rows, N, alive)
+    index = rows_at(inside, rows, N, offsets)
+    before_index = rows_at(tl.minimum(tl.maximum(before, 0), steps - 1), rows, N, offsets)
+    return index, before_index, alive, enters, enters & within(before, length)
+
+
+@triton.jit
+def outer(row_mask, unit_mask):
+    """The mask of a tile: rows by units."""
+    return row_mask[:, None] & unit_mask[None, :]
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """Measured plans: the fastest of the best few estimates, kept on disk.
 
 Off unless `SEQKERNELS_TRITON_TUNE=1`: then a shape's plan is the cheapest estimate, the same in
-every process. On, the first call of a shape measures; later calls and later processes take what was
-found. One JSON file for each device and set of versions lies in `$SEQKERNELS_CACHE_DIR`, by default
-the platform's directory for caches; it is replaced as a whole, so a reader never sees half of one.
+every process. When on, the first call of a shape measures; later calls and processes use the
+result. There is one JSON file for each device and set of versions in `$SEQKERNELS_CACHE_DIR`, by
+default the platform's directory for caches; it is replaced as a whole: no reader sees half of it.
 Nothing is measured while a stream is captured, since measuring waits for the device.
 """
 
@@ -25,7 +25,7 @@ from .plan import Plan
 
 # How many of the best estimates are measured.
 TUNED = 4
-# Raised when a change of the kernels makes what was measured before worthless.
+# Increased when a change of the kernels makes older measurements invalid.
 _FORMAT = 1
 
 _found: dict[tuple[Path, str], Plan] = {}
@@ -34,7 +34,7 @@ Timer = Callable[[Callable[[], None]], float]
 
 
 def enabled() -> bool:
-    """Whether measuring is asked for."""
+    """Whether measuring is on."""
     return os.environ.get("SEQKERNELS_TRITON_TUNE") == "1"
 
 
@@ -64,7 +64,7 @@ def choose(
     plans: tuple[Plan, ...], key: tuple, run: Callable[[Plan], None], device: torch.device,
     timer: Timer | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan of a shape: the first of `plans`, or a measured one where that is asked for.
+    """The plan of a shape: the first of `plans`, or a measured one where measuring is on.
 
     Args:
         plans: candidates, the cheapest estimate first.
@@ -78,7 +78,7 @@ def choose(
     path, name = cache_folder() / _file_name(device), " ".join(map(str, key))
     if (path, name) not in _found:
         kept = _read(path).get(name)
-        # A plan that is no candidate was measured for other kernels, or by someone else.
+        # A plan that is not a candidate was measured for other kernels, or the file was edited.
         found = next((p for p in plans if kept == asdict(p)), None)
         if found is None:
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -96,7 +96,7 @@ def _do_bench(function: Callable[[], None]) -> float:
 
 
 def _measure(plans: tuple[Plan, ...], run: Callable[[Plan], None], timer: Timer) -> Plan:
-    """The fastest; of equals the first. A plan for which the device has no room is passed over."""
+    """The fastest, the first one of equals. A plan that the device has no room for is skipped."""
     from triton.runtime.errors import OutOfResources
 
     times: dict[Plan, float] = {}
@@ -109,38 +109,27 @@ def _measure(plans: tuple[Plan, ...], run: Callable[[Plan], None], timer: Timer)
 
 
 def _read(path: Path) -> dict[str, dict]:
-    """The plans in a file; none where there is no file or not a sound one."""
+    """The plans in a file; none if there is no file or it is damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        warnings.warn(f"{path} was not read: {error}", RuntimeWarning, stacklevel=2)
-        return {}
-    try:
-        kept = json.loads(text)
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(kept, dict):
             raise ValueError("it holds no table")
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:  # also text that is not UTF-8
         warnings.warn(f"{path} is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
     return kept
 
 
 def _write(path: Path, name: str, plan: Plan) -> None:
-    """Add a plan to a file; another process's last word on the same file may be lost, no more."""
+    """Add a plan to a file; what another process writes at the same time may be lost, no more."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _read(path) | {name: asdict(plan)}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.stem, suffix=".part", encoding="utf-8", delete=False
-        ) as file:
-            try:
-                json.dump(kept, file, indent=1, sort_keys=True)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        text = json.dumps(_read(path) | {name: asdict(plan)}, indent=1, sort_keys=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder, path.name)
+            whole.write_text(text, encoding="utf-8")
+            os.replace(whole, path)
     except OSError as error:
         warnings.warn(f"plans are not kept in {path}: {error}", RuntimeWarning, stacklevel=2)

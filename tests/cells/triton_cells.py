@@ -57,6 +57,33 @@ def peephole_lstm_backward(saved, state, new_state, parameters, grads, STAGE: tl
 
 
 @triton.jit
+def scaled_gru_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
+    """Gates r, z, n; state h; r * h is scaled, and n sees h through another factor."""
+    if STAGE == 0:
+        r = sigmoid(gates_x[0] + gates_h[0])
+        z = sigmoid(gates_x[1] + gates_h[1])
+        operand = parameters[0] * r * state[0]
+        return (operand,), (r, z, operand)
+    else:
+        n = tanh(gates_x[2] + gates_h[2] + parameters[1] * state[0])
+        return (n + saved[1] * (state[0] - n),), (n,)
+
+
+@triton.jit
+def scaled_gru_backward(saved, state, new_state, parameters, grads, STAGE: tl.constexpr):
+    """The gradient of `scaled_gru_forward`."""
+    r, z, n, _ = saved
+    h, grad = state[0], grads[0]
+    if STAGE == 1:
+        grad_z = grad * (h - n) * sigmoid_grad(z)
+        grad_n = grad * (1.0 - z) * tanh_grad(n)
+        return (grad_z, grad_n), (grad_n * h,), (grad * z + grad_n * parameters[1],)
+    else:
+        scaled = grad * parameters[0]
+        return (scaled * h * sigmoid_grad(r),), (grad * r * h,), (scaled * r,)
+
+
+@triton.jit
 def slstm_forward(gates_x, gates_h, state, parameters, saved, STAGE: tl.constexpr):
     """Gates i, f, z, o; states h, cell c, normaliser n, stabiliser m."""
     log_i = gates_x[0] + gates_h[0]
@@ -90,6 +117,7 @@ def slstm_backward(saved, state, new_state, parameters, grads, STAGE: tl.constex
 PAIRS = {
     "leaky_rnn": CellFunctions(leaky_rnn_forward, leaky_rnn_backward),
     "peephole_lstm": CellFunctions(peephole_lstm_forward, peephole_lstm_backward),
+    "scaled_gru": CellFunctions(scaled_gru_forward, scaled_gru_backward),
     "slstm": CellFunctions(slstm_forward, slstm_backward),
 }
 

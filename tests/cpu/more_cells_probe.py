@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cell_library
 import steps
 import torch
-from gradients import check_gradients
-from parity import Case, actual, check_sequence, inputs_of
+from parity import Case, actual, check_gradients, check_sequence, inputs_of
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CASES = (

@@ -9,9 +9,8 @@ from itertools import product
 import pytest
 import torch
 from emulated_ops import TOYS
-from gradients import check_gradients
 from joined import check_directions, check_layers
-from parity import MATHS, Case, actual, check_sequence, inputs_of, recurrent_math
+from parity import MATHS, Case, actual, check_gradients, check_sequence, inputs_of, recurrent_math
 from recording import recorded
 from steps import SPECS, added
 

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from seqkernels.cells import CELLS  # noqa: E402
-from seqkernels.triton import cooperative, pointwise, sliced, stepwise  # noqa: E402
+from seqkernels.triton import persistent, pointwise, sliced, stepwise  # noqa: E402
 from seqkernels.triton.cells import FUNCTIONS  # noqa: E402
 from seqkernels.triton.estimate import Device  # noqa: E402
 from seqkernels.triton.exchange import WAIT_OPTIONS  # noqa: E402
@@ -133,8 +133,8 @@ def planned_kernel(cell, direction, dtype, mode, hidden_size, plan, arch, presen
     spec = CELLS[cell]
     options = plan.constants(spec, hidden_size, direction, itemsize_of(dtype))
     options |= {"PRECISION": mode} | constants_of(cell, direction)
-    module = cooperative if plan.schedule == "cooperative" else sliced
-    if module is cooperative:
+    module = persistent if plan.schedule == "persistent" else sliced
+    if module is persistent:
         options |= WAIT_OPTIONS
     constants = {name: x for name, x in options.items() if name.isupper()}
     launch = {name: x for name, x in options.items() if not name.isupper()}
@@ -183,7 +183,7 @@ def matrix(arch, whole):
     """Every kind of kernel at its largest: (cell, direction, dtype, mode, H, plan) each.
 
     Of the plans of a schedule that any shape may get, the one with the largest tiles; where the
-    weights are resident also the one with the most parts. Unless the `whole` matrix is asked for,
+    weights are resident also the one with the most chunks. Unless the `whole` matrix is asked for,
     what differs least is left out: rnn_relu, the middle hidden sizes, and each 16-bit dtype for
     half of the hidden sizes.
     """
@@ -206,17 +206,17 @@ def matrix(arch, whole):
                         def tile(x):
                             return x[1].block_n * x[1].block_h * x[1].block_k, x[0]
 
-                        def parts(x):
-                            return sum(x[1].parts(spec, x[0], direction)), tile(x)  # noqa: B023
+                        def chunks(x):
+                            return sum(x[1].chunks(spec, x[0], direction)), tile(x)  # noqa: B023
 
-                        keys = (tile, parts) if kind == "resident" else (tile,)
+                        keys = (tile, chunks) if kind == "resident" else (tile,)
                         for hidden_size, plan in {max(plans, key=key) for key in keys}:
                             yield cell, direction, dtype, mode, hidden_size, plan
 
 
 def waits() -> None:
     """Print, as JSON, what each kernel that waits for other programs says when it gives up."""
-    plan = Plan("cooperative", 16, 16, 16, split=4, resident=True)
+    plan = Plan("persistent", 16, 16, 16, split=4, resident=True)
     for cell in ("lstm", "gru_reset_before"):
         for direction in ("forward", "backward"):
             compiled = planned_kernel(cell, direction, "fp16", "ieee", 64, plan, 90)
@@ -233,7 +233,7 @@ def barriers(arch: int) -> None:
     """Print what a step does around its barriers, as JSON, of kernels that differ in it."""
     for cell, direction in product(CELLS, ("forward", "backward")):
         for dtype, hidden_size in (("fp16", 64), ("fp32", 37)):
-            for schedule in (Plan("sliced", 16, 32, 32), Plan("cooperative", 16, 16, 16, split=2)):
+            for schedule in (Plan("sliced", 16, 32, 32), Plan("persistent", 16, 16, 16, split=2)):
                 kernel = cell, direction, dtype, "ieee", hidden_size, schedule, arch
                 ptx = planned_kernel(*kernel).asm["ptx"]
                 facts = {"name": " ".join(map(str, kernel)), "cell": cell}

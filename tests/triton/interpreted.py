@@ -6,6 +6,7 @@ echo '["SUITE"]' | python tests/triton/interpreted.py
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest import mock
 
 import interpreter  # isort: skip  (sets TRITON_INTERPRET)
@@ -23,14 +24,27 @@ from tolerance import assert_parity
 
 from seqkernels import reference
 from seqkernels.cells import CELLS
-from seqkernels.triton import cooperative, exchange, launch, pointwise
+from seqkernels.triton import (
+    cells,
+    exchange,
+    launch,
+    persistent,
+    pointwise,
+    products,
+    sliced,
+    states,
+    stepwise,
+    tiles,
+)
 from seqkernels.triton.estimate import device_of
 from seqkernels.triton.plan import STEPWISE, Plan, candidates
 
 SLICED = Plan("sliced", 16, 32, 32)
-SPLIT = Plan("cooperative", 16, 64, 16, split=2)
+SPLIT = Plan("persistent", 16, 64, 16, split=2)
 RESIDENT = replace(SPLIT, resident=True)
-SHARED = Plan("cooperative", 16, 64, 32)
+SHARED = Plan("persistent", 16, 64, 32)
+# The modules of the sequence kernels and of what they call.
+KERNELS = (sliced, persistent, stepwise, exchange, products, tiles, states, cells, triton_cells)
 PLANS = (SLICED, SPLIT, RESIDENT, SHARED, STEPWISE)
 
 
@@ -201,6 +215,26 @@ def suite_more_whole():
             check_cell("slstm", dtype, 2, 300)
 
 
+def gradients(cell, **options):
+    """`gradcheck` on every schedule: the gradients of all inputs, parameters of the cell included.
+
+    No schedule has float64: the interpreter computes in it what kernels compute in float32.
+    """
+    plans = [replace(plan, block_h=8) for plan in (SLICED, SPLIT)]
+    with triton_cells.added(), interpreter.in_float64(*KERNELS):
+        for plan in (*plans, STEPWISE):
+            ops = [partial(f, cell, plan=plan) for f in (launch.forward, launch.backward)]
+            parity.check_gradients(cell, parity.Case(2, 2, 2), *ops, **options)
+
+
+suite_gradients_leaky_rnn = partial(gradients, "leaky_rnn")
+# In fast mode, which compares one random direction of every input and result: the whole Jacobian
+# would take 20 to 50 s a schedule.
+FAST = {"fast_mode": True, "check_undefined_grad": False}
+suite_gradients_peephole_lstm = partial(gradients, "peephole_lstm", **FAST)
+suite_gradients_slstm = partial(gradients, "slstm", **FAST)
+
+
 def suite_guard():
     """No kernel touches memory beyond its tensors, at either end."""
     for after in (True, False):
@@ -275,20 +309,20 @@ def suite_late():
 
     gru_reset_before writes r * h to one place again and again: a slow reader meets a fast writer.
     """
-    cooperative.wait_for, cooperative.announce = _late_wait, _late_announce
+    persistent.wait_for, persistent.announce = _late_wait, _late_announce
     for cell in ("lstm", "gru_reset_before", "gru_reset_before"):
         exchanged(cell, random.randrange(3))
 
 
 def suite_unsynchronised():
     """Without the wait: must not agree with the reference."""
-    cooperative.wait_for = _no_wait
+    persistent.wait_for = _no_wait
     exchanged("lstm")
 
 
 def suite_unsynchronised_reset():
     """The same of the kernels with two exchanges a step."""
-    cooperative.wait_for = _no_wait
+    persistent.wait_for = _no_wait
     exchanged("gru_reset_before")
 
 
@@ -303,7 +337,7 @@ def _second_wait_alone(counters, group, target, ALONE: tl.constexpr, KERNEL: tl.
 
 def suite_half_synchronised():
     """With the second wait of a step alone, which program 1 leaves late: it must not agree."""
-    cooperative.wait_for = _second_wait_alone
+    persistent.wait_for = _second_wait_alone
     exchanged("gru_reset_before")
 
 
@@ -331,7 +365,7 @@ def suite_small():
     """What compute-sanitizer runs on a GPU; and a wrong result is told."""
     names = [name for name, _ in sanitized.checks(torch.device("cpu"))]
     for cell in sanitized.SEQUENCES:
-        exchanging = ("cooperative", "cooperative split", "cooperative split resident")
+        exchanging = ("persistent", "persistent split", "persistent split resident")
         assert names[:5] == [f"{cell} {kind}" for kind in (*exchanging, "sliced", "stepwise")]
         del names[:5]
     assert sanitized.main("cpu", interpreter.programs_at_once) == 0

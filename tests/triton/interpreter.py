@@ -1,7 +1,8 @@
 """Triton's interpreter made fit for these tests. Import it before anything that imports Triton.
 
-Mends what the interpreter gets wrong, gives every tensor a guard page, and can run the programs of
-a grid at the same time, each in a process of its own.
+Mends what the interpreter gets wrong, gives every tensor a guard page, runs in float64 what kernels
+compute in float32, and can run the programs of a grid at the same time, each in a process of its
+own.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
 TESTS = Path(__file__).parents[1]
@@ -22,6 +24,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+from triton.language.semantic import TritonSemantic  # noqa: E402
 
 PAGE = mmap.PAGESIZE
 # What a test waits for programs that wait for each other.
@@ -144,6 +148,43 @@ def guard_pages(after: bool):
         yield
     finally:
         executor._init_args_hst, executor._restore_args_dev = kept
+
+
+class _Float64(TorchFunctionMode):
+    """Calls of torch with float64 in place of float32."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        args = [torch.float64 if x is torch.float32 else x for x in args]
+        kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+class _Language:
+    """triton.language with float64 in place of float32."""
+
+    float32 = tl.float64
+
+    def __getattr__(self, name):
+        return getattr(tl, name)
+
+
+@contextlib.contextmanager
+def in_float64(*modules):
+    """Compute and carry in float64 what these modules' kernels and launches do in float32."""
+    dot = TritonSemantic.dot
+
+    def mended(self, a, b, total, precision, imprecise, dtype):
+        return dot(self, a, b, total, precision, imprecise, total.dtype)
+
+    with contextlib.ExitStack() as stack, _Float64():
+        for module in modules:
+            # The interpreter looks for triton.language among a kernel's globals.
+            names = {"tl": _Language(), "_language": tl}
+            stack.enter_context(mock.patch.multiple(module, create=True, **names))
+        stack.enter_context(mock.patch.object(TritonSemantic, "dot", mended))
+        yield
 
 
 @contextlib.contextmanager

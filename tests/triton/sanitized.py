@@ -32,7 +32,7 @@ def kinds(cell: str, direction: str, device: torch.device) -> dict[str, Plan]:
     for plan in candidates(*shape, device_of(device)):
         words = (plan.schedule, "split" * (plan.split > 1), "resident" * plan.resident)
         # A group of one program exchanges nothing.
-        if plan.schedule != "cooperative" or plan.members(CASE.hidden_size) > 1:
+        if plan.schedule != "persistent" or plan.members(CASE.hidden_size) > 1:
             found.setdefault(" ".join(filter(None, words)), plan)
     return dict(sorted(found.items()))
 
@@ -76,7 +76,7 @@ def main(device: str = "cuda", at_once=contextlib.nullcontext) -> int:
     for name, check in checks(torch.device(device)):
         result = "ok"
         try:
-            with at_once() if "cooperative" in name else contextlib.nullcontext():
+            with at_once() if "persistent" in name else contextlib.nullcontext():
                 check()
         except AssertionError as error:
             failed, result = failed + 1, f"WRONG: {error}"

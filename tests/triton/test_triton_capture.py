@@ -12,7 +12,7 @@ pytestmark = pytest.mark.needs("triton")
 
 PLANS = {
     "sliced": Plan("sliced", 16, 16, 16),
-    "cooperative": Plan("cooperative", 16, 64, 32),
+    "persistent": Plan("persistent", 16, 64, 32),
     "stepwise": STEPWISE,
 }
 LAYOUTS = ("padded", "lengths", "packed", "reset")

@@ -195,7 +195,7 @@ def test_nothing_recompiles_by_shape(device):
     assert not compiled
 
 
-@pytest.mark.parametrize("schedule", ["sliced", "cooperative", "stepwise"])
+@pytest.mark.parametrize("schedule", ["sliced", "persistent", "stepwise"])
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
 def test_a_graph_can_be_captured(device, cell, schedule):
     from seqkernels.triton import launch

@@ -81,14 +81,14 @@ def test_every_shape_has_a_plan_that_cannot_hang(cell):
 
 
 def test_a_grid_that_is_not_co_resident_is_refused_with_the_numbers():
-    plan = Plan("cooperative", 16, 16, 64, split=4)
+    plan = Plan("persistent", 16, 16, 64, split=4)
     reason = plan.refusal(H100, CELLS["lstm"], 64, 1024, "forward", 2)
     assert reason == "256 programs must be co-resident, the device has 132 multiprocessors"
     assert plan.refusal(H100, CELLS["lstm"], 32, 1024, "forward", 2) is None
 
 
 def test_shared_memory_is_refused_with_the_numbers():
-    plan = Plan("cooperative", 64, 64, 64, split=4, resident=True)
+    plan = Plan("persistent", 64, 64, 64, split=4, resident=True)
     reason = plan.refusal(H100, CELLS["lstm"], 16, 1024, "forward", 2)
     assert reason == "a program needs 786432 bytes of shared memory, the device gives 232448"
 
@@ -97,7 +97,7 @@ def test_large_recurrences_are_shared_and_keep_their_weights():
     for cell in ("lstm", "gru", "gru_reset_before"):
         for direction in ("forward", "backward"):
             best = candidates(cell, direction, 2, "ieee", 16, 1024, H100)[0]
-            assert best.schedule == "cooperative" and best.resident and best.members(1024) > 1
+            assert best.schedule == "persistent" and best.resident and best.members(1024) > 1
 
 
 def test_spans_are_the_widest_loads_that_a_row_allows():
@@ -156,7 +156,7 @@ def test_the_launch_refuses_a_plan_that_could_hang():
             None,
             False,
             False,
-            plan=Plan("cooperative", 16, 16, 16, split=4),
+            plan=Plan("persistent", 16, 16, 16, split=4),
         )
 
 

@@ -99,7 +99,7 @@ def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(folder, text):
 def test_a_plan_that_is_no_candidate_is_measured_again(folder):
     choose(Timer(p1=1.0))
     (path,) = folder.iterdir()
-    foreign = asdict(Plan("cooperative", 4096, 4096, 4096))
+    foreign = asdict(Plan("persistent", 4096, 4096, 4096))
     path.write_text(json.dumps({" ".join(map(str, KEY)): foreign}))
     forget()
     assert choose(Timer(p2=1.0)) == PLANS[2]

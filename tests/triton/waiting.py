@@ -12,7 +12,7 @@ from seqkernels.cells import CELLS
 from seqkernels.triton import launch
 from seqkernels.triton.plan import Plan
 
-PLAN = Plan("cooperative", 16, 16, 16, split=2)
+PLAN = Plan("persistent", 16, 16, 16, split=2)
 
 
 def stuck():
@@ -27,9 +27,9 @@ def stuck():
         output = torch.randn(2, 3, hidden_size)
         layout = (None, None, None, False)
         forward = (gates, weight, None, h, c, *layout, True)
-        _gives_up(launch.forward, cell, forward, "cooperative forward")
+        _gives_up(launch.forward, cell, forward, "persistent forward")
         backward = (output, None, None, None, weight, None, h, c, output, output, saved, *layout)
-        _gives_up(launch.backward, cell, backward, "cooperative backward")
+        _gives_up(launch.backward, cell, backward, "persistent backward")
 
 
 def _gives_up(function, cell, arguments, name):
