@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent
 
 SUITES = ("float32", "half", "cells", "guard", "exchange", "late", "chosen", "opcheck", "compiled")
 SUITES += ("small", "bounded", "stuck", "functions", "more", "more_whole")
-SUITES += ("gradients_leaky_rnn", "gradients_peephole_lstm", "gradients_slstm")
+SUITES += ("gradients_leaky_rnn", "gradients_peephole_lstm")
+SUITES += ("gradients_scaled_gru", "gradients_slstm")
 # Polls after which a wait gives up.
 SPIN_LIMITS = {"bounded": "100000000", "stuck": "50"}
 # Suites that leave a wait out.

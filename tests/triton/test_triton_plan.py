@@ -10,7 +10,7 @@ import torch
 
 import seqkernels.triton
 from seqkernels import dispatch
-from seqkernels.cells import CELLS, CellSpec
+from seqkernels.cells import CELLS, CellSpec, Stage
 from seqkernels.triton.estimate import COMPILED_PAIR, PYTHON_PAIR, Device
 from seqkernels.triton.layout import Run, layout_of
 from seqkernels.triton.plan import (
@@ -53,10 +53,11 @@ def test_what_kernels_are_told_of_a_cell_is_the_same_text_in_every_process():
         assert " at 0x" not in repr(layout_of(spec))
 
 
-def test_parameters_of_a_cell_with_two_stages_are_refused():
-    two = CELLS["gru_reset_before"]
-    with pytest.raises(ValueError, match="must have one stage"):
-        layout_of(CellSpec("two", 3, 1, saved=3, parameters=1, stages=two.stages))
+def test_every_column_of_grad_gates_h_is_one_stages():
+    stages = (Stage(0, 2, (0, 1), (0,), (1,)), Stage(2, 1, (2,), (1,), (0,)))
+    spec = CellSpec("two", 3, 1, saved=2, parameters=2, separate=(2,), stages=stages)
+    # The gradient of gate 2, then those of the parameters.
+    assert [stage.beside_at for stage in layout_of(spec).stages] == [(-1, -1, 0), (0, 1, -1)]
 
 
 @pytest.mark.parametrize("cell", CELLS)
