@@ -22,7 +22,7 @@ INSTALL := $(PY) -m pip install -q --no-compile --no-build-isolation
 PYTEST = OMP_NUM_THREADS=2 PYTEST_TIMEOUT=900 $(PY) -m pytest -q -n auto --maxprocesses 8 \
 	--dist loadscope --no-loadscope-reorder tests
 
-.PHONY: demo test test-rest test-all build wheel docs lint bench gpu gpu-build clean
+.PHONY: demo test test-rest test-all everything build wheel docs lint bench gpu gpu-build clean
 
 demo: $(READY)
 	env -u OMP_WAIT_POLICY $(PY) -m seqkernels g2p --minutes $(MINUTES) --compare
@@ -36,8 +36,10 @@ NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc)
 ifneq ($(NVCC),)
 test-all test-rest: export SEQKERNELS_CUDA := 1
 endif
+test-all: everything
 test-rest: REST = -m "exhaustive or cuda_build"
-test-all test-rest: $(READY)
+test-rest: everything
+everything: $(READY)
 ifeq ($(NVCC),)
 	@echo "NOT EVERYTHING WILL BE TESTED: there is no nvcc in $(CUDA_HOME)/bin (CUDA_HOME names the toolkit)"
 endif

@@ -36,6 +36,7 @@ def test_make_targets_of_the_readme_exist():
         "demo",
         "test",
         "test-all",
+        "test-rest",
         "build",
         "lint",
         "bench",

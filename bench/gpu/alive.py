@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 sys.path += [str(TESTS / folder) for folder in (".", "decode", "triton")]
 
 from decoders import CELLS as DECODED  # noqa: E402
-from decoders import Sizes, clear_decoder, step_loop  # noqa: E402
+from decoders import Sizes, some_clear_decoders, step_loop  # noqa: E402
 from joined import check_directions, check_layers  # noqa: E402
 from parity import MATHS, Case, check_sequence, recurrent_math  # noqa: E402
 from tolerance import assert_parity, collected  # noqa: E402
@@ -192,17 +192,22 @@ def decoding(machine: Machine) -> Iterator[tuple[str, _Check]]:
 
 def greedy(machine: Machine, cell: str, dtype: torch.dtype, sizes: Sizes, steps: int = 8) -> None:
     """Decode with weights under which every choice of a token is clear."""
-    decoder, expected = clear_decoder(cell, sizes, steps, dtype=dtype)
-    arguments = torch.utils._pytree.tree_map_only(
-        torch.Tensor, lambda t: t.detach().to(machine.device), decoder.op_arguments(steps)
-    )
-    tokens, lengths, _, *state = (t.cpu() for t in machine.op(f"{cell}_greedy")(*arguments))
-    assert torch.equal(tokens, expected.tokens), "other tokens than the loop's"
-    assert torch.equal(lengths, expected.lengths), "other lengths than the loop's"
-    theirs = step_loop(decoder, steps) if dtype == torch.float32 else None
-    for number, reference in enumerate(expected.state):
-        own = theirs and theirs.state[number]
-        assert_parity(state[number], own, reference, ("h_n", "c_n")[number])
+    states = []  # ours, torch's and the exact ones of every decoder
+    for decoder, expected in some_clear_decoders(cell, sizes, steps, dtype=dtype):
+        arguments = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t: t.detach().to(machine.device), decoder.op_arguments(steps)
+        )
+        tokens, lengths, _, *state = (t.cpu() for t in machine.op(f"{cell}_greedy")(*arguments))
+        assert torch.equal(tokens, expected.tokens), "other tokens than the loop's"
+        assert torch.equal(lengths, expected.lengths), "other lengths than the loop's"
+        theirs = step_loop(decoder, steps).state if dtype == torch.float32 else None
+        states.append((state, theirs, expected.state))
+    for number in range(CELLS[cell].states):
+        ours, exact = (torch.stack([each[i][number] for each in states]) for i in (0, 2))
+        theirs = None
+        if dtype == torch.float32:
+            theirs = torch.stack([each[1][number] for each in states])
+        assert_parity(ours, theirs, exact, ("h_n", "c_n")[number])
 
 
 def announce_compilations() -> None:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-import units
-from emulator import ROOT, compile_objects, link, op_flags, torch_libraries
+from emulator import ROOT, compile_objects, link, op_flags, torch_libraries, units
 
 HERE = Path(__file__).resolve().parent
 

@@ -166,7 +166,9 @@ def clear_decoder(*arguments, **options) -> tuple[Decoder, Loop]:
     return next(clear_decoders(*arguments, **options))
 
 
-def some_clear_decoders(cell: str, sizes: Sizes, max_length: int) -> list[tuple[Decoder, Loop]]:
+def some_clear_decoders(
+    cell: str, sizes: Sizes, max_length: int, **options
+) -> list[tuple[Decoder, Loop]]:
     """As many of them as make sixteen rows: the error of one row alone is a matter of luck."""
     count = max(1, 16 // sizes.batch)
-    return list(islice(clear_decoders(cell, sizes, max_length), count))
+    return list(islice(clear_decoders(cell, sizes, max_length, **options), count))

@@ -10,7 +10,6 @@ import functools
 from pathlib import Path
 
 import torch
-import units
 from emulator import (
     CORE,
     CORE_FLAGS,
@@ -25,6 +24,7 @@ from emulator import (
     link,
     op_flags,
     torch_libraries,
+    units,
 )
 from emulator import Library as EmulatorLibrary
 

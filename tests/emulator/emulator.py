@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from units import Unit  # noqa: E402
+import units  # noqa: E402
 
 CACHE = ROOT / "build" / "emulator"
 TOYS_FOLDER = ROOT / "tests" / "cells"  # cells that the package does not have
@@ -334,7 +334,7 @@ def _make(command: list[str], output: Path, wait: bool = True) -> None:
             part.replace(output)
 
 
-def compile_objects(jobs: Sequence[tuple[Path | Unit, list[str], bytes]]) -> list[Path]:
+def compile_objects(jobs: Sequence[tuple[Path | units.Unit, list[str], bytes]]) -> list[Path]:
     """Objects of sources, as many at a time as there are processors.
 
     Args:
@@ -343,7 +343,7 @@ def compile_objects(jobs: Sequence[tuple[Path | Unit, list[str], bytes]]) -> lis
     """
     made = []
     for source, flags, headers in jobs:
-        if isinstance(source, Unit):
+        if isinstance(source, units.Unit):
             source, flags = source.path, [*flags, *source.flags]
         beside = b"".join(h.read_bytes() for h in sorted(source.parent.glob("*.h")))
         content = repr(flags).encode() + source.read_bytes() + headers + beside
@@ -366,7 +366,7 @@ def link(objects: Sequence[Path], name: str, suffix: str, flags: Sequence[str]) 
 
 
 def build(
-    sources: Sequence[Path | str | Unit],
+    sources: Sequence[Path | str | units.Unit],
     *,
     defines: Sequence[str] = (),
     sanitizer: str | None = None,
@@ -389,8 +389,8 @@ def build(
     flags = [*FLAGS, *core_flags, *includes(tree), *instrument, *(f"-D{d}" for d in defines)]
     core_flags = [*CORE_FLAGS, *core_flags, *includes(ROOT)]
     core = [*CORE, "emu_main"] if sanitizer else CORE
-    units = [s if isinstance(s, Unit) else ROOT / s for s in sources]
-    jobs = [(unit, flags, _headers(tree)) for unit in units]
+    found = [s if isinstance(s, units.Unit) else ROOT / s for s in sources]
+    jobs = [(source, flags, _headers(tree)) for source in found]
     jobs += [(HERE / f"{name}.cpp", core_flags, _headers()) for name in core]
     # -Bsymbolic: the emulator's own cudaMemsetAsync, not that of a CUDA build of torch.
     kind = [*instrument, "-rdynamic", "-ldl"] if sanitizer else ["-shared", "-Wl,-Bsymbolic"]

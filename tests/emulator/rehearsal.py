@@ -51,7 +51,7 @@ def _at_once(checks):
 
     def wrapped(device):
         for name, check in checks(device):
-            yield name, interpreter.programs_at_once()(check) if "cooperative" in name else check
+            yield name, interpreter.programs_at_once()(check) if "persistent" in name else check
 
     return wrapped
 

@@ -47,7 +47,7 @@ def through_l2(*fields, **options) -> Bug:
 
 
 BUGS = {
-    "cluster: the slices of the others are not waited for": Bug(
+    "cluster: the values of the others are not waited for": Bug(
         "exchange.h",
         "sk::mbarrier_wait_cluster(barrier, round / 2 % 2, round);",
         "",
@@ -59,7 +59,7 @@ BUGS = {
         "sk::mbarrier_wait_cluster(barrier, (round / 2 + 1) % 2, round);",
         "output",
     ),
-    "cluster: the barrier counts the bytes of one slice too few": Bug(
+    "cluster: the barrier counts the bytes of one block too few": Bug(
         "exchange.h",
         "mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 1) * bytes)",
         "mbarrier_arrive_expect_tx(barrier, (plan_->blocks - 2) * bytes)",
@@ -93,8 +93,8 @@ BUGS = {
     ),
     "the double buffer's halves are swapped in the publisher": Bug(
         "exchange.h",
-        "const char* slice = this->slice(b, round, bytes);",
-        "const char* slice = this->slice(b, round + 1, bytes);",
+        "const char* values = outgoing(b, round, bytes);",
+        "const char* values = outgoing(b, round + 1, bytes);",
         "output: error",
     ),
     "values are published before all are staged": Bug(

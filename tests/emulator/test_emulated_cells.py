@@ -80,6 +80,6 @@ def test_wrong_shapes_name_themselves():
         forward(gates_x, torch.randn(16, 5), None, h, h, *nothing)
     with pytest.raises(RuntimeError, match="another dtype"):
         forward(gates_x.double(), weight_hh, None, h, h, *nothing)
-    with pytest.raises(RuntimeError, match="must not rise"):
-        sizes = torch.tensor([2, 3])
-        forward(torch.randn(5, 16), weight_hh, None, h, h, None, sizes, None, False, True)
+    with pytest.raises(RuntimeError, match="must be positive and fall, got 4 after 3"):
+        sizes = torch.tensor([3, 4])
+        forward(torch.randn(7, 16), weight_hh, None, h, h, None, sizes, None, False, True)

@@ -58,9 +58,9 @@ SILENCES = {
     "stores into a cluster": Silence(
         ONE_LAYER,
         "exchange.h",
-        "const uint32_t to = sk::shared_address(slice);",
+        "const uint32_t to = sk::shared_address(values);",
         "if (b.own == 1 && round == 1) return;\n"
-        "      const uint32_t to = sk::shared_address(slice);",
+        "      const uint32_t to = sk::shared_address(values);",
         tuple(CLUSTER.items()),
         2,
         "gave up waiting for an mbarrier",
