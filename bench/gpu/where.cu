@@ -35,7 +35,8 @@ class Product<WithoutProduct, kBackward, kRegisters> {
 template <typename P>
 struct WithoutCell : P {
   template <typename M>
-  SK_DEVICE void compute(const SequenceArgs& a, const Phase&, int, bool, const char*, char* values) {
+  SK_DEVICE void compute(const SequenceArgs& a, const Phase&, int, bool, const char*,
+                         char* values) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const Element& e = this->element[i];

@@ -110,7 +110,8 @@ struct SequenceArgs {
   void *grad_h_0 = nullptr, *grad_c_0 = nullptr;
 };
 // Padding would be copied to the device with whatever it holds; gcc 12 clears it in the wrong place
-// under -ftrivial-auto-var-init, which the emulator uses. nvcc denies it of any class with two bases.
+// under -ftrivial-auto-var-init, which the emulator uses. nvcc denies it of any class with two
+// bases.
 #ifndef __CUDACC__
 static_assert(std::has_unique_object_representations_v<CellForwardArgs> &&
               std::has_unique_object_representations_v<CellBackwardArgs> &&
