@@ -147,11 +147,6 @@ def command_line(words):
     return " ".join(str(w).replace("$", "$$").replace(" ", "$ ") for w in words)
 
 
-def object_of(unit):
-    """The object's name in a build folder, such as cuda.decode.decode_half.cu.o."""
-    return ".".join([*Path(unit.source).parts[:-1], f"{unit.name}{unit.path.suffix}.o"])
-
-
 def write_ninja(path, output, torch_dir, cuda, archs):
     """Write the build file: one object per source, then one shared library."""
     import pybind11
@@ -207,7 +202,7 @@ def write_ninja(path, output, torch_dir, cuda, archs):
         for unit in compiled_units(cuda):
             rule = "nvcc" if unit.path.suffix == ".cu" else "cxx"
             own = {"own": command_line(unit.flags)}
-            objects += ninja.build(object_of(unit), rule, str(unit.path), variables=own)
+            objects += ninja.build(unit.object, rule, str(unit.path), variables=own)
         ninja.build(str(output), "link", objects)
         ninja.default(str(output))
 

@@ -47,6 +47,11 @@ class Unit:
         stem = Path(self.source).stem
         return f"{stem}_{self.variant}" if self.variant else stem
 
+    @property
+    def object(self) -> str:
+        """The object's name in a build folder, such as cuda.decode.decode_half.cu.o."""
+        return ".".join((*Path(self.source).parts[:-1], f"{self.name}{self.path.suffix}.o"))
+
 
 def _for_isas(source: str) -> list[Unit]:
     return [

@@ -95,10 +95,13 @@ def lacking(need: str) -> str | None:
     return NEEDS[need][1]()
 
 
+def _needs(item: pytest.Item) -> list[str]:
+    return [need for mark in item.iter_markers("needs") for need in mark.args]
+
+
 def lacks(item: pytest.Item) -> str | None:
     """The first need of a test that is not met, or None."""
-    needs = (need for mark in item.iter_markers("needs") for need in mark.args)
-    return next((need for need in needs if lacking(need)), None)
+    return next((need for need in _needs(item) if lacking(need)), None)
 
 
 def representatives(shown: list[frozenset]) -> list[int]:
@@ -136,8 +139,7 @@ def mark_exhaustive(items: list[pytest.Item]) -> None:
 def mark_builds(items: list[pytest.Item]) -> None:
     """Mark what depends on whether the extension has its CUDA half."""
     for item in items:
-        needs = (need for mark in item.iter_markers("needs") for need in mark.args)
-        if "cuda_build" in needs or item.path.name in BUILD_DEPENDENT:
+        if "cuda_build" in _needs(item) or item.path.name in BUILD_DEPENDENT:
             item.add_marker(pytest.mark.cuda_build)
 
 

@@ -24,24 +24,21 @@ Layout checked_layout(Arguments& a, const char* name, const Tensor& x, const Ten
   return l;
 }
 
-void fill(Steps& s, Cell cell, Dtype dtype, const Layout& l) {
-  s.cell = cell, s.dtype = dtype;
-  s.steps = l.steps, s.batch = l.batch, s.hidden = l.hidden;
-  s.reset = l.reset, s.reverse = l.reverse;
-}
-
-// What does not depend on where a step finds its gates.
-Forward forward_of(Arguments& a, Cell cell, const Layout& l, const ForwardInputs& in) {
+// What forward and backward are given alike.
+template <typename Call, typename Inputs>
+Call call_of(Arguments& a, Cell cell, const Layout& l, const Inputs& in) {
   const CellFacts& spec = facts(cell);
   const int64_t H = l.hidden;
-  Forward f{};
-  fill(f, cell, a.dtype, l);
+  Call c{};
+  c.cell = cell, c.dtype = a.dtype;
+  c.steps = l.steps, c.batch = l.batch, c.hidden = H;
+  c.reset = l.reset, c.reverse = l.reverse;
   check_others(a.op, spec, "c_0", in.c_0);
-  f.weight_hh = a.pointer("weight_hh", in.weight_hh, {spec.gates * H, H});
-  f.bias_hh = bias_pointer(a, spec, H, in.bias_hh);
-  f.h_0 = a.pointer("h_0", in.h_0, l.state_shape(H));
-  f.c_0 = a.pointer("c_0", in.c_0, l.state_shape((spec.states - 1) * H));
-  return f;
+  c.weight_hh = a.pointer("weight_hh", in.weight_hh, {spec.gates * H, H});
+  c.bias_hh = bias_pointer(a, spec, H, in.bias_hh);
+  c.h_0 = a.pointer("h_0", in.h_0, l.state_shape(H));
+  c.c_0 = a.pointer("c_0", in.c_0, l.state_shape((spec.states - 1) * H));
+  return c;
 }
 
 // Allocate the results of a sequence and point the call at them.
@@ -76,7 +73,7 @@ ForwardResult sequence(Cell cell, const ForwardInputs& in) {
   const CellFacts& spec = facts(cell);
   Arguments a({spec.name, "_sequence"}, in.gates_x);
   const Layout l = checked_layout(a, "gates_x", in.gates_x, in.h_0, in.rows);
-  Forward f = forward_of(a, cell, l, in);
+  auto f = call_of<Forward>(a, cell, l, in);
   f.gates_x = a.pointer("gates_x", in.gates_x, l.shape(spec.gates * l.hidden));
   ForwardResult results = results_of(f, l, in.gates_x, in.save);
   if (is_one_step(f, l))
@@ -91,7 +88,7 @@ ForwardResult lookup(Cell cell, const ForwardInputs& in, const Tensor& symbols) 
   const Tensor& gates = in.gates_x;
   Arguments a({spec.name, "_lookup"}, gates);
   const Layout l = checked_layout(a, "symbols", symbols, in.h_0, in.rows, 0);
-  Forward f = forward_of(a, cell, l, in);
+  auto f = call_of<Forward>(a, cell, l, in);
   const int64_t V = gates.dim() > 0 ? gates.size(0) : 0;
   f.gates_x = a.pointer("gates", gates, {V, spec.gates * l.hidden});
   f.symbols = a.integers("symbols", symbols, {l.steps, l.batch});
@@ -108,14 +105,7 @@ BackwardResult sequence_backward(Cell cell, const BackwardInputs& in) {
   const Tensor& output = in.given.output;
   Arguments a({spec.name, "_sequence_backward"}, output);
   const Layout l = checked_layout(a, "output", output, in.h_0, in.rows);
-  const int64_t H = l.hidden;
-  Backward b{};
-  fill(b, cell, a.dtype, l);
-  check_others(a.op, spec, "c_0", in.c_0);
-  b.weight_hh = a.pointer("weight_hh", in.weight_hh, {spec.gates * H, H});
-  b.bias_hh = bias_pointer(a, spec, H, in.bias_hh);
-  b.h_0 = a.pointer("h_0", in.h_0, l.state_shape(H));
-  b.c_0 = a.pointer("c_0", in.c_0, l.state_shape((spec.states - 1) * H));
+  auto b = call_of<Backward>(a, cell, l, in);
   static_cast<GivenPointers&>(b) = given_pointers(a, spec, l, in.given);
   BackwardResult grads = new_grads(spec, l, output);
   auto& [grad_gates_x, grad_gates_h, grad_h_0, grad_c_0] = grads;

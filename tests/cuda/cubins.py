@@ -50,7 +50,7 @@ def built(unit: Unit, arch: str) -> Path | None:
     """The object that setup.py has made of `unit`, if it is up to date and holds `arch`."""
     inputs = [unit.path, *units.CSRC.rglob("*.h")]
     newest = max(path.stat().st_mtime for path in inputs)
-    for output in ROOT.glob(f"build/*-cuda/cuda.*{unit.name}.cu.o"):
+    for output in ROOT.glob(f"build/*-cuda/{unit.object}"):
         log = Path(f"{output}.log")
         if output.stat().st_mtime > newest and log.exists() and f"'sm_{arch}'" in log.read_text():
             return output
